@@ -1,0 +1,2 @@
+// Package authdb is the local authentication database of a VPN server.
+package authdb
