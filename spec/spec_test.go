@@ -32,7 +32,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"renegotiate_seconds":1}`:   "renegotiate_seconds is 1",
 		`{"block_tcp":[465]}`:         "must contain 25",
 		`{"poll_seconds":"x"}`:        "cannot unmarshal",
-		`{"renegotiate_seconds":1e9}`: "renegotiate_seconds is 1000000000",
+		`{"renegotiate_seconds":86401}`: "renegotiate_seconds is 86401",
 	} {
 		if _, err := spec.Parse([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", in, err, want)
