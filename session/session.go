@@ -1,6 +1,15 @@
 // Package session is the protocol-independent core of a VPN server: it admits
 // customers, accounts for them while they are connected and forgets them when
 // they leave.
+//
+// A protocol driver calls the [Core] about clients of its daemon. The
+// [Registry] is that core: it checks a login against the local database, picks
+// a random tunnel address, turns the client's address into country and ISP and
+// forgets it, writes the ledger and has the kernel count bytes by tunnel
+// address. What leaves this package are usage records, through the ledger.
+//
+// The registry holds the user name of a live session in memory, because a
+// licence that ends must end its sessions; nothing else of a person.
 package session
 
 import (
@@ -71,7 +80,7 @@ type Core interface {
 // Subnets are the tunnel networks of one daemon. The first address of each is
 // the server's own.
 type Subnets struct {
-	V4 netip.Prefix // /12 to /24, private
+	V4 netip.Prefix // /16, private
 	V6 netip.Prefix // /112, unique local
 }
 

@@ -1,0 +1,72 @@
+package usage
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"lethe/event"
+	"lethe/fault"
+)
+
+// Outbox is where finished sessions wait; the ledger implements it.
+type Outbox interface {
+	// Freeze returns the next batch, possibly empty; the same one until Acked.
+	Freeze() Batch
+	// Acked says that the batch of that id was accepted.
+	Acked(BatchID)
+	// Pending returns how many records wait.
+	Pending() int
+}
+
+// Sender delivers batches at moments of its own clock: a random phase after
+// the start, then at a fixed interval, whether there is something to send or
+// not. When and how often it sends tells nothing about sessions.
+type Sender struct {
+	Outbox Outbox
+	// Post delivers one encoded batch and returns nil only when it has been
+	// accepted for good.
+	Post func(ctx context.Context, body []byte) error
+	// Every returns the interval, at least [lethe/spec.UsageFloor]; it is asked
+	// again after every batch because the specification can change.
+	Every func() time.Duration
+	Log   *event.Logger
+}
+
+// Run sends until ctx ends.
+func (s *Sender) Run(ctx context.Context) {
+	timer := time.NewTimer(rand.N(s.Every()))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		timer.Reset(s.Every())
+		if err := s.Flush(ctx); err != nil && ctx.Err() == nil {
+			// The next try is at the next tick: trying sooner would gain nothing
+			// and would make the moment depend on the network.
+			s.Log.Log(event.Trouble{Part: event.Usage, Kind: fault.Of(err)})
+		}
+	}
+}
+
+// Flush sends one batch, and more while more than fits into one is waiting. A
+// server calls it once more when it stops, after its sessions have ended.
+func (s *Sender) Flush(ctx context.Context) error {
+	for {
+		b := s.Outbox.Freeze()
+		body, err := b.Encode()
+		if err != nil {
+			return err
+		}
+		if err := s.Post(ctx, body); err != nil {
+			return err
+		}
+		s.Outbox.Acked(b.ID)
+		if s.Outbox.Pending() == 0 {
+			return nil
+		}
+	}
+}
