@@ -1,2 +1,0 @@
-// Package authdb is the local authentication database of a VPN server.
-package authdb
