@@ -34,8 +34,8 @@ type Endpoint struct {
 type Server struct {
 	ID        string       `json:"id" doc:"Name of the server; the common name of its certificates" example:"nl-ams-1" pattern:"^[a-z0-9][a-z0-9-]{1,62}$"`
 	Location  ID           `json:"location" doc:"Location it belongs to"`
-	Addresses []netip.Addr `json:"addresses" doc:"Addresses to connect to" minItems:"1" maxItems:"16"`
-	Endpoints []Endpoint   `json:"endpoints" doc:"Protocols and ports" minItems:"1" maxItems:"8"`
+	Addresses []netip.Addr `json:"addresses" doc:"Addresses to connect to" nullable:"false" minItems:"1" maxItems:"16"`
+	Endpoints []Endpoint   `json:"endpoints" doc:"Protocols and ports" nullable:"false" minItems:"1" maxItems:"8"`
 	CA        string       `json:"ca" doc:"PEM certificate that signs the server's VPN certificate" maxLength:"16384"`
 	TLSCrypt  string       `json:"tls_crypt" doc:"OpenVPN static key V1 that wraps the control channel" maxLength:"4096"`
 	Enabled   bool         `json:"enabled" doc:"False while the server takes no new customers"`
@@ -43,8 +43,8 @@ type Server struct {
 
 // Directory is every location and server.
 type Directory struct {
-	Locations []Location `json:"locations"`
-	Servers   []Server   `json:"servers"`
+	Locations []Location `json:"locations" doc:"Every location" nullable:"false"`
+	Servers   []Server   `json:"servers" doc:"Every server" nullable:"false"`
 }
 
 var (
