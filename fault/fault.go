@@ -79,6 +79,17 @@ func (k Kind) Status() int {
 	return statuses[k]
 }
 
+// FromStatus returns the kind that an HTTP status of another program stands
+// for; an unknown one is Unavailable.
+func FromStatus(status int) Kind {
+	for k, s := range statuses {
+		if s == status {
+			return Kind(k)
+		}
+	}
+	return Unavailable
+}
+
 // Error is a classified error. Text and Hint are for the person who asked and
 // hold no personal data and no cause; the cause is for code only.
 type Error struct {

@@ -19,9 +19,15 @@ func TestKindsHaveNamesAndStatuses(t *testing.T) {
 		if fault.Parse(k.String()) != k {
 			t.Errorf("%q parses as %q", k, fault.Parse(k.String()))
 		}
+		if fault.FromStatus(k.Status()) != k {
+			t.Errorf("status %d becomes %q", k.Status(), fault.FromStatus(k.Status()))
+		}
 		if s := k.Status(); s < 400 || s > 599 {
 			t.Errorf("%s has status %d", k, s)
 		}
+	}
+	if fault.FromStatus(418) != fault.Unavailable {
+		t.Error("an unknown status has a meaning")
 	}
 	if fault.Parse("no such kind") != fault.Internal || fault.Kind(200).String() != "internal" || fault.Kind(200).Status() != 500 {
 		t.Error("an unknown kind is not internal")

@@ -15,9 +15,11 @@ import (
 
 // Config is what a [Registry] works with. All fields are required.
 type Config struct {
-	Location location.ID // where this server stands
-	Salt     usage.Salt  // key of the user hash
-	Ledger   *ledger.Ledger
+	Salt   usage.Salt // key of the user hash
+	Ledger *ledger.Ledger
+
+	// Location returns where this server stands.
+	Location func() location.ID
 
 	// Check decides about a user name and password from the local database.
 	// It returns nil or an error of the kinds that [Core.Admit] documents.
@@ -92,7 +94,7 @@ func (r *Registry) Admit(ref Ref, login Login) (Grant, error) {
 	slot, err := r.cfg.Ledger.Begin(ledger.Session{
 		Daemon: ref.Daemon, Client: ref.Client, V4: v4, V6: v6,
 		User:    usage.Hash(r.cfg.Salt, []byte(login.Username.Reveal())),
-		Country: country, ISP: isp, Location: r.cfg.Location, Protocol: login.Protocol,
+		Country: country, ISP: isp, Location: r.cfg.Location(), Protocol: login.Protocol,
 	})
 	if err != nil {
 		r.pool(ref.Daemon).put(v4)
@@ -271,6 +273,12 @@ func Host(net netip.Prefix, n uint16) netip.Addr {
 	b[len(b)-2], b[len(b)-1] = byte(n>>8), byte(n)
 	a, _ := netip.AddrFromSlice(b)
 	return a
+}
+
+// Twin returns the IPv6 tunnel address that goes with an IPv4 one.
+func Twin(v4 netip.Addr) netip.Addr {
+	daemon := v4.As4()[1] - SubnetsOf(0).V4.Addr().As4()[1]
+	return Host(SubnetsOf(daemon).V6, hostNumber(v4))
 }
 
 func hostNumber(v4 netip.Addr) uint16 {

@@ -9,6 +9,7 @@ import (
 
 	"lethe/fault"
 	"lethe/ledger"
+	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
 	"lethe/session"
@@ -80,7 +81,7 @@ func newServer(t *testing.T, slots int) *server {
 	t.Cleanup(func() { l.Close() })
 	s := &server{counters: &counters{bytes: map[netip.Addr][2]uint64{}, fail: map[string]bool{}}, users: map[string]bool{"ann": true, "bob": true}}
 	s.cfg = session.Config{
-		Location: 9, Salt: private.Of([32]byte{1}), Ledger: l, Counters: s.counters,
+		Location: func() location.ID { return 9 }, Salt: private.Of([32]byte{1}), Ledger: l, Counters: s.counters,
 		Check: func(u, p private.Value[string]) error {
 			if _, ok := s.users[u.Reveal()]; !ok || p.Reveal() != "right" {
 				return fault.New(fault.Unauthenticated, "refused")
@@ -266,6 +267,9 @@ func TestAddressesAreRandomAndUnique(t *testing.T) {
 		if seen[g.V4] || seen[g.V6] {
 			t.Fatal("an address was granted twice")
 		}
+		if session.Twin(g.V4) != g.V6 {
+			t.Fatalf("the twin of %v is %v, granted was %v", g.V4, session.Twin(g.V4), g.V6)
+		}
 		seen[g.V4], seen[g.V6] = true, true
 		order = append(order, g.V4)
 	}
@@ -291,7 +295,7 @@ func BenchmarkAdmitEnd(b *testing.B) {
 	}
 	defer l.Close()
 	r := session.New(session.Config{
-		Location: 1, Ledger: l, Counters: &counters{bytes: map[netip.Addr][2]uint64{}},
+		Location: func() location.ID { return 1 }, Ledger: l, Counters: &counters{bytes: map[netip.Addr][2]uint64{}},
 		Check:   func(_, _ private.Value[string]) error { return nil },
 		Locate:  func(netip.Addr) (string, string) { return "NL", "LAB" },
 		Trouble: func() {},
