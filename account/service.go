@@ -159,7 +159,8 @@ func (s *Service) Login(ctx context.Context, email string, password private.Valu
 	var random [32]byte
 	_, _ = rand.Read(random[:]) // crypto/rand.Read never fails
 	token := private.Of(base64.RawURLEncoding.EncodeToString(random[:]))
-	if err := s.c.Tokens.AddToken(ctx, r.ID, HashToken(token), s.c.Today().Add(TokenDays), app); err != nil {
+	today := s.c.Today()
+	if err := s.c.Tokens.AddToken(ctx, r.ID, HashToken(token), today, today.Add(TokenDays), app); err != nil {
 		return Token{}, err
 	}
 	return token, nil

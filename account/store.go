@@ -53,10 +53,10 @@ type Store interface {
 
 // TokenStore keeps the hashes of tokens. It makes the promises of [Store].
 type TokenStore interface {
-	// AddToken adds a token that is valid through the day expires and sets the
-	// account's App in the same transaction. Expired tokens of all accounts
-	// are removed on the way.
-	AddToken(ctx context.Context, id ID, hash TokenHash, expires day.Day, app App) error
+	// AddToken adds a token that is valid through a day and sets the account's
+	// App in the same transaction. Tokens of any account that expired before
+	// today are removed on the way.
+	AddToken(ctx context.Context, id ID, hash TokenHash, today, through day.Day, app App) error
 	// TokenOwner returns whose token it is, or fault.NotFound when it is
 	// unknown, expired before today, or of a disabled account.
 	TokenOwner(ctx context.Context, hash TokenHash, today day.Day) (ID, error)
