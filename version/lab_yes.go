@@ -1,0 +1,5 @@
+//go:build lab
+
+package version
+
+const lab = true
