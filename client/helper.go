@@ -1,0 +1,311 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lethe/event"
+	"lethe/fault"
+)
+
+// HelperConfig says how a [Helper] runs. Paths are absolute. Zero fields take the default named.
+type HelperConfig struct {
+	Socket     string // default RuntimeDir/helper.sock
+	RuntimeDir string // default /run/lethe; made if absent
+	StateDir   string // what must survive a power cut; default /var/lib/lethe; made if absent
+	Group      string // who may use the socket beside root; empty for nobody
+	ResolvConf string // default /etc/resolv.conf
+	OpenVPN    string // default /usr/sbin/openvpn
+	NFT        string // default /usr/sbin/nft
+	Resolvectl string // default /usr/bin/resolvectl, used where systemd-resolved keeps resolv.conf
+
+	UID, GID uint32 // whom OpenVPN runs as where that user may open /dev/net/tun; default 65534 (nobody)
+
+	Stagger time.Duration // how much later TCP starts than UDP; default 1.5 s
+	Limit   time.Duration // how long one server may take; default 12 s
+	Mend    time.Duration // how often the barrier is looked after; default 5 s
+	Backoff time.Duration // first wait after every way has failed once; doubles up to 20 times; default 500 ms
+}
+
+func (c *HelperConfig) setDefaults() {
+	for _, d := range []struct {
+		field *string
+		value string
+	}{
+		{&c.RuntimeDir, "/run/lethe"}, {&c.StateDir, "/var/lib/lethe"}, {&c.ResolvConf, "/etc/resolv.conf"},
+		{&c.OpenVPN, "/usr/sbin/openvpn"}, {&c.NFT, "/usr/sbin/nft"}, {&c.Resolvectl, "/usr/bin/resolvectl"},
+	} {
+		if *d.field == "" {
+			*d.field = d.value
+		}
+	}
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.Stagger, 1500 * time.Millisecond}, {&c.Limit, 12 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	if c.Socket == "" {
+		c.Socket = filepath.Join(c.RuntimeDir, "helper.sock")
+	}
+	if c.UID == 0 || c.GID == 0 {
+		c.UID, c.GID = 65534, 65534
+	}
+}
+
+// Helper is the root side of the app. Make one with [NewHelper]; it serves once.
+type Helper struct {
+	cfg     HelperConfig
+	log     *event.Logger
+	barrier *barrier
+
+	asking  sync.Mutex // held by the one request that changes something
+	session *session   // owned by who holds asking
+
+	mu      sync.Mutex
+	status  Status
+	device  string        // of the present tunnel
+	changed chan struct{} // closed and replaced at every change
+}
+
+// session is one goroutine that keeps a tunnel up.
+type session struct {
+	cancel func()
+	ended  chan struct{}
+}
+
+// NewHelper returns a helper that has not touched anything yet. log may be nil.
+func NewHelper(cfg HelperConfig, log *event.Logger) *Helper {
+	cfg.setDefaults()
+	if _, err := os.Stat(cfg.Resolvectl); err != nil {
+		cfg.Resolvectl = ""
+	}
+	return &Helper{cfg: cfg, log: log, changed: make(chan struct{}), barrier: &barrier{
+		lock: lock{cfg.NFT}, names: names{cfg.ResolvConf, cfg.Resolvectl}, undoPath: filepath.Join(cfg.StateDir, "undo.json"),
+	}}
+}
+
+// Run serves until ctx ends. The tunnel ends with it; the lock, if up, stays up.
+func (h *Helper) Run(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Denied, "the helper must run as root")
+	}
+	for _, dir := range []struct {
+		path string
+		mode os.FileMode
+	}{{h.cfg.RuntimeDir, 0o755}, {h.cfg.StateDir, 0o700}} {
+		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
+			return fault.Wrap(fault.Internal, "helper: its directories cannot be made", err)
+		}
+	}
+	alone, err := os.OpenFile(filepath.Join(h.cfg.RuntimeDir, "helper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		defer alone.Close()
+		err = unix.Flock(int(alone.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		return fault.Wrap(fault.Conflict, "helper: another one is running", err)
+	}
+	locked, err := h.barrier.recover(ctx)
+	if err != nil {
+		return err
+	}
+	if locked {
+		h.step(Found, func(s *Status) { s.Problem = abandoned() })
+	}
+	return h.serve(ctx)
+}
+
+func abandoned() *Problem {
+	return &Problem{fault.Unavailable.String(), "the network lock is up and there is no tunnel",
+		"`lethe connect` connects again, `lethe disconnect` lowers the lock"}
+}
+
+// look keeps the barrier in order until ctx ends.
+func (h *Helper) look(ctx context.Context) {
+	tick := time.NewTicker(h.cfg.Mend)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := h.barrier.mend(ctx); err != nil && ctx.Err() == nil {
+				h.log.Log(event.Trouble{Part: event.Helper, Kind: fault.Of(err)})
+			}
+		}
+	}
+}
+
+// step moves the state by [Next], changes the status and tells who watches. A step that makes no
+// sense changes nothing.
+func (h *Helper) step(step Step, change func(*Status)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next, ok := Next(h.status.State, step)
+	if !ok {
+		return
+	}
+	h.status.State = next
+	h.apply(change)
+}
+
+// note changes the status without a step.
+func (h *Helper) note(change func(*Status)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.apply(change)
+}
+
+func (h *Helper) apply(change func(*Status)) {
+	if change != nil {
+		change(&h.status)
+	}
+	h.status.Lock = h.status.State.Locked()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// present returns the status and a channel that is closed at its next change.
+func (h *Helper) present() (Status, <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.status
+	if s.State == Connected {
+		s.Received, s.Sent = traffic(h.device)
+	}
+	return s, h.changed
+}
+
+// connect raises the barrier and starts a session. The tunnel that is up, if any, is left; the
+// barrier is not lowered in between.
+func (h *Helper) connect(ctx context.Context, t *Target) error {
+	h.asking.Lock()
+	defer h.asking.Unlock()
+	h.step(Ask, func(s *Status) { *s = Status{State: s.State, Location: t.Location.Code} })
+	h.leave()
+	ways := routesTo(t)
+	if err := h.barrier.raise(ctx, ways[0].portals(), nil); err != nil {
+		if h.barrier.isUp() {
+			h.step(Refused, func(s *Status) { s.Problem = ProblemOf(err) })
+		} else {
+			h.step(Leave, nil)
+			h.step(Left, func(s *Status) { *s = Status{Problem: ProblemOf(err)} })
+		}
+		return err
+	}
+	own, cancel := context.WithCancel(ctx)
+	h.session = &session{cancel, make(chan struct{})}
+	go func(ended chan struct{}) {
+		defer close(ended)
+		h.keep(own, t, ways)
+	}(h.session.ended)
+	return nil
+}
+
+// disconnect takes everything down. It is no error when nothing is up.
+func (h *Helper) disconnect(ctx context.Context) error {
+	h.asking.Lock()
+	defer h.asking.Unlock()
+	h.step(Leave, nil)
+	h.leave()
+	err := h.barrier.lower(ctx)
+	if h.barrier.isUp() {
+		h.step(Stuck, func(s *Status) { s.Problem = ProblemOf(err) })
+		return err
+	}
+	h.step(Left, func(s *Status) { *s = Status{} })
+	return err
+}
+
+// leave ends the session and waits for it. The caller holds asking.
+func (h *Helper) leave() {
+	if h.session != nil {
+		h.session.cancel()
+		<-h.session.ended
+		h.session = nil
+	}
+}
+
+// keep connects and connects again until ctx ends or a server refuses.
+func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	for turn := 0; ctx.Err() == nil; turn++ {
+		if turn > 0 && turn%len(ways) == 0 && !pause(ctx, h.cfg.Backoff<<min(turn/len(ways)-1, 4)) {
+			return
+		}
+		running.Wait() // who lost the last race still has the device's name
+		r, err := h.try(ctx, &running, t, ways[turn%len(ways)])
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil && fatal(err):
+			h.step(Refused, func(s *Status) { s.Problem = ProblemOf(err) })
+			return
+		case err != nil:
+			h.note(func(s *Status) { s.Problem = ProblemOf(err) })
+			continue
+		}
+		h.step(Up, func(s *Status) {
+			s.Problem, s.Attempts, s.Server, s.Transport = nil, 0, r.route.server.ID, r.route.proto
+			s.IPv6 = r.face.v6.IsValid()
+			h.device = r.face.device
+		})
+		<-r.ended
+		if ctx.Err() != nil {
+			return
+		}
+		if fatal(r.err) {
+			h.step(Refused, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(r.err), false })
+			return
+		}
+		h.step(Lost, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(r.err), false })
+		turn-- // the same server again, at once
+	}
+}
+
+// try brings one tunnel up by one way and leads the machine into it.
+func (h *Helper) try(ctx context.Context, running *sync.WaitGroup, t *Target, w way) (*racer, error) {
+	h.note(func(s *Status) { s.Attempts, s.Server, s.Transport = s.Attempts+1, w[0].server.ID, "" })
+	if err := h.barrier.raise(ctx, w.portals(), nil); err != nil {
+		return nil, err
+	}
+	if !w.reachable(ctx) {
+		return nil, fault.New(fault.Unavailable, "the machine has no route to the server").WithHint("is it connected to a network?")
+	}
+	r, err := race(ctx, running, w, func(r route) tunnel {
+		return tunnel{h.cfg.OpenVPN, h.cfg.RuntimeDir, h.cfg.UID, h.cfg.GID, r, t}
+	}, h.cfg.Stagger, h.cfg.Limit)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.barrier.raise(ctx, []portal{r.route.portal}, r.face); err != nil {
+		r.cancel()
+		return nil, errors.Join(err, r.err)
+	}
+	return r, nil
+}
+
+// pause waits for about d, from half to one and a half of it; it reports false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d/2 + rand.N(d))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
