@@ -37,12 +37,12 @@ import (
 
 // Spec says how to start a child.
 type Spec struct {
-	Path string   // program, absolute
-	Args []string // arguments without the program's name; visible to everybody on the machine
-	Env  []string // the whole environment, "KEY=value"; empty means none
-	Dir  string   // working directory; empty is "/"
-	UID  uint32   // user the child runs as
-	GID  uint32   // its only group
+	Path string    // program, absolute
+	Args []string  // arguments without the program's name; visible to everybody on the machine
+	Env  []string  // the whole environment, "KEY=value"; empty means none
+	Dir  string    // working directory; empty is "/"
+	UID  uint32    // user the child runs as
+	GID  uint32    // its only group
 	Caps []uintptr // capabilities it keeps as a user other than root (capabilities(7), ambient set)
 	// Stdin is what the child reads from standard input, at most 1 MiB. It may open
 	// /dev/stdin too. Empty means /dev/null.

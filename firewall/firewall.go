@@ -1,0 +1,173 @@
+// Package firewall is the VPN server's packet filter: the nftables rules, the byte
+// counters of live sessions, the conntrack entries that must go when a session
+// ends, and the kernel's network settings.
+//
+// There is one table, "inet lethe". [Closed] renders it for the time before the
+// server has its secrets: nothing passes. [Config.Rules] renders it in full. [Load]
+// swaps one for the other in one transaction (nft(8), -f), so there is no moment
+// without rules. Both forms declare the same chains and sets, and a swap replaces
+// rules only: the sets, whose elements are the live sessions, stay as they are.
+//
+// The four sets up4, down4, up6 and down6 hold the tunnel addresses of live
+// sessions, each element with a byte counter; [Counters] puts them in and takes them
+// out over netlink. A packet from a tunnel whose source is not in the set is
+// dropped, so what counts also stops spoofing.
+//
+// A packet's way, and where it ends when it may not pass:
+//
+//	prerouting_raw    spoofed sources; tunnel addresses from outside (CVE-2019-14899);
+//	                  the daemons' own ports, which only the redirection may reach
+//	prerouting_nat    public port -> one of several daemons, by hash of the source
+//	input             all but VPN ports, ICMP errors and neighbour discovery; from tunnels
+//	                  all but DNS
+//	forward           client to client; private and special ranges; mail (TCP 25)
+//	postrouting_count traffic to tunnel addresses without a session
+//	postrouting_nat   source ports at random from a range without listeners (CVE-2021-3773)
+//	output            all but replies, the resolver's queries and the control plane
+//
+// No rule logs, traces, queues or remembers an address outside the four sets.
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+
+	"lethe/fault"
+	"lethe/session"
+)
+
+// FirstExitPort and LastExitPort bound the source ports of the server's and its
+// customers' connections to the internet. Every listener is below.
+const (
+	FirstExitPort = 32768
+	LastExitPort  = 60999
+)
+
+// Tunnel is the interface of one daemon and the networks behind it.
+type Tunnel struct {
+	Interface string
+	session.Subnets
+}
+
+// Port is one public VPN port and the unprivileged ports of the daemons that
+// share it. A customer's source address always leads to the same daemon.
+type Port struct {
+	Network string   // "udp" or "tcp"
+	Public  uint16   // port that customers connect to
+	Daemons []uint16 // one port for each daemon, 1024 to 32767
+}
+
+// Config is what the rules depend on.
+type Config struct {
+	Uplinks     []string         // interfaces to the internet
+	Tunnels     []Tunnel         // one for each daemon
+	Ports       []Port           // public VPN ports
+	Resolvers   []netip.Addr     // addresses on which the resolver answers customers
+	ResolverUID uint32           // user the resolver runs as; only it may send DNS queries
+	BlockTCP    []uint16         // TCP ports that customers cannot reach; must contain 25
+	Control     []netip.AddrPort // control plane; TCP
+	Seed        uint32           // of the hash that distributes customers; any number, the same for a whole boot
+}
+
+var (
+	interfaceForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
+	privateV4     = netip.MustParsePrefix("10.0.0.0/8")
+	privateV6     = netip.MustParsePrefix("fc00::/7")
+)
+
+// Validate returns what is wrong with c, or nil.
+func (c Config) Validate() error {
+	if len(c.Uplinks) == 0 || len(c.Tunnels) == 0 || len(c.Ports) == 0 || len(c.Resolvers) == 0 {
+		return fmt.Errorf("firewall: want at least one uplink, tunnel, port and resolver")
+	}
+	names := slices.Clone(c.Uplinks)
+	for i, t := range c.Tunnels {
+		names = append(names, t.Interface)
+		if !inside(t.V4, privateV4) || !inside(t.V6, privateV6) {
+			return fmt.Errorf("firewall: tunnel %d: want networks inside %v and %v", i, privateV4, privateV6)
+		}
+		for _, o := range c.Tunnels[:i] {
+			if o.V4.Overlaps(t.V4) || o.V6.Overlaps(t.V6) {
+				return fmt.Errorf("firewall: tunnel %d: its networks overlap another's", i)
+			}
+		}
+	}
+	for i, n := range names {
+		if !interfaceForm.MatchString(n) || n == "lo" || slices.Contains(names[:i], n) {
+			return fmt.Errorf("firewall: interface %q: want a name of its own of up to 15 letters, digits, '_', '.', '-'", n)
+		}
+	}
+	for _, a := range c.Resolvers {
+		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+			return fmt.Errorf("firewall: want resolvers as plain IPv4 and IPv6 addresses")
+		}
+	}
+	for _, a := range c.Control {
+		if !a.IsValid() || a.Port() == 0 || a.Addr().Zone() != "" || a.Addr().Is4In6() {
+			return fmt.Errorf("firewall: want the control plane as plain addresses with ports")
+		}
+	}
+	if !slices.Contains(c.BlockTCP, 25) || slices.Contains(c.BlockTCP, 0) {
+		return fmt.Errorf("firewall: blocked TCP ports: want 25 and no 0 among them")
+	}
+	return c.validatePorts()
+}
+
+// inside reports whether p is a valid network inside outer.
+func inside(p, outer netip.Prefix) bool {
+	return p.IsValid() && p == p.Masked() && p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
+}
+
+func (c Config) validatePorts() error {
+	used := map[string]bool{}
+	take := func(network string, port uint16) bool {
+		key := fmt.Sprint(network, port)
+		taken := used[key]
+		used[key] = true
+		return !taken
+	}
+	for _, p := range c.Ports {
+		if p.Network != "udp" && p.Network != "tcp" || len(p.Daemons) == 0 || len(p.Daemons) > 64 {
+			return fmt.Errorf("firewall: port %d: want udp or tcp and 1 to 64 daemons", p.Public)
+		}
+		if p.Public == 0 || p.Public >= FirstExitPort || !take(p.Network, p.Public) {
+			return fmt.Errorf("firewall: port %d: want a port of its own below %d", p.Public, FirstExitPort)
+		}
+		for _, d := range p.Daemons {
+			if d < 1024 || d >= FirstExitPort || !take(p.Network, d) {
+				return fmt.Errorf("firewall: port %d: daemon port %d: want a port of its own from 1024 to %d", p.Public, d, FirstExitPort-1)
+			}
+		}
+	}
+	return nil
+}
+
+// Load replaces the rules by text, all or nothing. Rules and sets not of this
+// package's table are left alone. It starts nft(8), which reads the rules from a
+// pipe.
+func Load(ctx context.Context, text string) error { return nft(ctx, "load firewall rules", text) }
+
+// Remove deletes the table with its rules, sets and counters. Without it
+// everything passes, so a server never calls it; whoever borrows a machine does.
+func Remove(ctx context.Context) error {
+	return nft(ctx, "remove firewall", "add table inet lethe\ndelete table inet lethe\n")
+}
+
+func nft(ctx context.Context, what, text string) error {
+	cmd := exec.CommandContext(ctx, "/usr/sbin/nft", "-f", "-")
+	cmd.Env = []string{"LC_ALL=C"}
+	cmd.Stdin = strings.NewReader(text)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		// What nft says quotes the rules; it is for code, not for logs.
+		return fault.Wrap(fault.Internal, what, fmt.Errorf("%w: %s", err, out.Bytes()))
+	}
+	return nil
+}

@@ -1,0 +1,226 @@
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// special4 are the IPv4 networks that customers cannot reach (RFC 6890 and its
+// registry, clouds' metadata among them: 169.254.169.254). The three networks for
+// documentation (RFC 5737) are left out: nobody routes them, and a lab's internet
+// lives there.
+var special4 = []string{
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+	"192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "224.0.0.0/3",
+}
+
+// special6 are the networks inside the global unicast range 2000::/3, the only one
+// that customers can reach, that lead elsewhere: Teredo and 6to4 wrap IPv4
+// addresses, private ones too.
+var special6 = []string{"2001::/32", "2001:2::/48", "2001:10::/28", "2001:20::/28", "2002::/16"}
+
+// frame is every chain and set, in the order in which a packet meets them. It is the
+// same for every ruleset, so that a swap leaves none behind. %s are the rules.
+const frame = `add table inet lethe
+flush table inet lethe
+table inet lethe {
+	set up4 { type ipv4_addr; counter; }
+	set up6 { type ipv6_addr; counter; }
+	set down4 { type ipv4_addr; counter; }
+	set down6 { type ipv6_addr; counter; }
+
+	chain prerouting_raw {
+		type filter hook prerouting priority raw; policy accept;
+%s	}
+	chain prerouting_nat {
+		type nat hook prerouting priority dstnat; policy accept;
+%s	}
+	chain tunnel_input {
+%s	}
+	chain input {
+		type filter hook input priority filter; policy drop;
+		iifname "lo" accept
+%s	}
+	chain tunnel_forward {
+%s	}
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+%s	}
+	chain output {
+		type filter hook output priority filter; policy drop;
+		oifname "lo" accept
+%s	}
+	chain postrouting_count {
+		type filter hook postrouting priority mangle; policy accept;
+%s	}
+	chain postrouting_nat {
+		type nat hook postrouting priority srcnat; policy accept;
+%s	}
+}
+`
+
+// Closed returns the rules under which nothing passes but the machine's own
+// loopback. Live sessions keep their counters.
+func Closed() string { return fmt.Sprintf(frame, "", "", "", "", "", "", "", "", "") }
+
+// Rules returns the full rules as text for [Load].
+func (c Config) Rules() (string, error) {
+	if err := c.Validate(); err != nil {
+		return "", err
+	}
+	r := renderer{Config: c, uplinks: quoted(c.Uplinks)}
+	var tunnels []string
+	var v4, v6 []netip.Prefix
+	for _, t := range c.Tunnels {
+		tunnels, v4, v6 = append(tunnels, t.Interface), append(v4, t.V4), append(v6, t.V6)
+	}
+	r.tunnels, r.v4, r.v6 = quoted(tunnels), braces(v4), braces(v6)
+	return fmt.Sprintf(frame, r.prerouting(), r.redirect(), r.tunnelInput(), r.input(), r.tunnelForward(),
+		r.forward(), r.output(), r.count(), r.masquerade()), nil
+}
+
+// renderer is a Config with its lists as nft sets.
+type renderer struct {
+	Config
+	uplinks, tunnels, v4, v6 string
+}
+
+// rules collects lines.
+type rules struct{ strings.Builder }
+
+func (r *rules) add(format string, args ...any) { fmt.Fprintf(r, "\t\t"+format+"\n", args...) }
+
+func braces[T any](list []T) string {
+	text := make([]string, len(list))
+	for i, v := range list {
+		text[i] = fmt.Sprint(v)
+	}
+	return "{ " + strings.Join(text, ", ") + " }"
+}
+
+func quoted(names []string) string { return `{ "` + strings.Join(names, `", "`) + `" }` }
+
+func (c renderer) prerouting() string {
+	var r rules
+	r.add(`iifname "lo" accept`)
+	for _, t := range c.Tunnels {
+		r.add(`iifname "%s" ip saddr %v ip saddr @up4 accept`, t.Interface, t.V4)
+		r.add(`iifname "%s" ip6 saddr %v ip6 saddr @up6 accept`, t.Interface, t.V6)
+	}
+	r.add("iifname %s drop", c.tunnels)
+	for _, side := range []string{"saddr", "daddr"} {
+		r.add("ip %s %s drop", side, c.v4)
+		r.add("ip6 %s %s drop", side, c.v6)
+	}
+	for _, p := range c.Ports {
+		r.add("%s dport %s fib daddr type local drop", p.Network, braces(p.Daemons))
+	}
+	return r.String()
+}
+
+func (c renderer) redirect() string {
+	var r rules
+	for _, p := range c.Ports {
+		to := fmt.Sprint(p.Daemons[0])
+		for _, family := range []string{"ip", "ip6"} {
+			if n := len(p.Daemons); n > 1 {
+				var slots []string
+				for i, d := range p.Daemons {
+					slots = append(slots, fmt.Sprintf("%d : %d", i, d))
+				}
+				to = fmt.Sprintf("jhash %s saddr mod %d seed 0x%08x map %s", family, n, c.Seed, braces(slots))
+			}
+			r.add("iifname %s meta nfproto ipv%c %s dport %d fib daddr type local redirect to :%s",
+				c.uplinks, map[string]rune{"ip": '4', "ip6": '6'}[family], p.Network, p.Public, to)
+		}
+	}
+	return r.String()
+}
+
+// tunnelInput is all of the server that customers reach.
+func (c renderer) tunnelInput() string {
+	var r rules
+	for _, a := range c.Resolvers {
+		r.add("%s daddr %v meta l4proto { tcp, udp } th dport 53 accept", family(a), a)
+	}
+	r.add("meta l4proto { icmp, ipv6-icmp } ct state related accept")
+	r.add("drop")
+	return r.String()
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "ip"
+	}
+	return "ip6"
+}
+
+func (c renderer) input() string {
+	var r rules
+	r.add("ct state invalid drop")
+	r.add("iifname %s jump tunnel_input", c.tunnels)
+	r.add("ct state established,related accept")
+	for _, p := range c.Ports {
+		r.add("iifname %s ct status dnat %s dport %s accept", c.uplinks, p.Network, braces(p.Daemons))
+	}
+	r.add("iifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } ip6 hoplimit 255 accept", c.uplinks)
+	return r.String()
+}
+
+// tunnelForward is what of the internet customers reach. A refusal is answered,
+// so that a program says at once why it cannot connect.
+func (c renderer) tunnelForward() string {
+	var r rules
+	r.add("ip daddr { %s } reject with icmpx admin-prohibited", strings.Join(special4, ", "))
+	r.add("ip6 daddr != 2000::/3 reject with icmpx admin-prohibited")
+	r.add("ip6 daddr { %s } reject with icmpx admin-prohibited", strings.Join(special6, ", "))
+	r.add("tcp dport %s reject with tcp reset", braces(c.BlockTCP))
+	// Protocols without ports cannot be shared safely by customers behind one address.
+	r.add("meta l4proto { tcp, udp, icmp, ipv6-icmp } ct state new accept")
+	r.add("reject with icmpx admin-prohibited")
+	return r.String()
+}
+
+func (c renderer) forward() string {
+	var r rules
+	r.add("ct state invalid drop")
+	r.add("iifname %s oifname %s reject with icmpx admin-prohibited", c.tunnels, c.tunnels)
+	r.add("tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu")
+	r.add("iifname %s oifname %s ct state established,related accept", c.uplinks, c.tunnels)
+	r.add("iifname %s oifname %s ct state established,related accept", c.tunnels, c.uplinks)
+	r.add("iifname %s oifname %s jump tunnel_forward", c.tunnels, c.uplinks)
+	return r.String()
+}
+
+func (c renderer) output() string {
+	var r rules
+	r.add("ct state invalid drop")
+	r.add("ct state established,related accept")
+	r.add("oifname %s meta skuid %d meta l4proto { tcp, udp } th dport 53 accept", c.uplinks, c.ResolverUID)
+	for _, a := range c.Control {
+		r.add("oifname %s %s daddr %v tcp dport %d accept", c.uplinks, family(a.Addr()), a.Addr(), a.Port())
+	}
+	r.add("oifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept", c.uplinks)
+	return r.String()
+}
+
+func (c renderer) count() string {
+	var r rules
+	for _, t := range c.Tunnels {
+		r.add(`oifname "%s" ip daddr %v ip daddr @down4 accept`, t.Interface, t.V4)
+		r.add(`oifname "%s" ip6 daddr %v ip6 daddr @down6 accept`, t.Interface, t.V6)
+	}
+	r.add("oifname %s drop", c.tunnels)
+	return r.String()
+}
+
+func (c renderer) masquerade() string {
+	var r rules
+	for _, f := range []struct{ family, nets string }{{"ip", c.v4}, {"ip6", c.v6}} {
+		r.add("oifname %s %s saddr %s meta l4proto { tcp, udp } masquerade to :%d-%d fully-random",
+			c.uplinks, f.family, f.nets, FirstExitPort, LastExitPort)
+		r.add("oifname %s %s saddr %s masquerade fully-random", c.uplinks, f.family, f.nets)
+	}
+	return r.String()
+}
