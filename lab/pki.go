@@ -1,0 +1,100 @@
+package lab
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Authority is a certificate authority that lives as long as the lab.
+type Authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	PEM  string // its certificate
+}
+
+// Pair is a certificate (PEM chain) and its key (PEM, PKCS #8).
+type Pair struct{ Certificate, Key string }
+
+// life is how long certificates are valid; they begin an hour ago, for clocks
+// that are slow.
+const life = 365 * 24 * time.Hour
+
+// NewAuthority returns a new authority with an ECDSA P-256 key.
+func NewAuthority(name string) (*Authority, error) {
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	a := &Authority{}
+	pair, err := a.sign(template)
+	a.PEM = pair.Certificate
+	return a, err
+}
+
+// Issue returns a certificate of that common name, for names and addresses, for
+// the use as a TLS server or client (RFC 5280 section 4.2.1.12).
+func (a *Authority) Issue(commonName string, use x509.ExtKeyUsage, names []string, addresses ...netip.Addr) (Pair, error) {
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: commonName}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{use}, DNSNames: names,
+	}
+	for _, ip := range addresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
+	}
+	return a.sign(template)
+}
+
+// sign signs template with the authority's key, or with the template's own,
+// which becomes the authority's, when it has none.
+func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
+	key, keyErr := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	serial, serialErr := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err := errors.Join(keyErr, serialErr); err != nil {
+		return Pair{}, err
+	}
+	template.SerialNumber = serial
+	template.NotBefore = time.Now().Add(-time.Hour).UTC()
+	template.NotAfter = template.NotBefore.Add(life)
+	if a.key == nil {
+		a.key, a.cert = key, template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		return Pair{}, err
+	}
+	if a.cert == template {
+		if a.cert, err = x509.ParseCertificate(der); err != nil {
+			return Pair{}, err
+		}
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	return Pair{
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})),
+	}, err
+}
+
+// NewTLSCrypt returns a new key for OpenVPN's tls-crypt, in the form that
+// `openvpn --genkey secret` writes: 2048 bits in 16 lines.
+func NewTLSCrypt() string {
+	var key [256]byte
+	_, _ = rand.Read(key[:]) // crypto/rand.Read never fails
+	var b strings.Builder
+	b.WriteString("#\n# 2048 bit OpenVPN static key\n#\n-----BEGIN OpenVPN Static key V1-----\n")
+	for i := 0; i < len(key); i += 16 {
+		b.WriteString(hex.EncodeToString(key[i:i+16]) + "\n")
+	}
+	b.WriteString("-----END OpenVPN Static key V1-----\n")
+	return b.String()
+}
