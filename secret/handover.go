@@ -26,8 +26,9 @@ const handoverTimeout = 10 * time.Second
 // Receive listens on the Unix socket at path until one valid handover has
 // come, answers it and closes the socket: a running server takes secrets once.
 // Only processes of root or of the server's own user are heard. The returned
-// memfd holds the secrets for a restarted agent; see [Restore].
-func Receive(ctx context.Context, path string) (*Node, *os.File, error) {
+// memfd holds the secrets for a restarted agent; see [Restore]. waiting is called
+// once the socket takes connections; its error ends the wait.
+func Receive(ctx context.Context, path string, waiting func() error) (*Node, *os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, fmt.Errorf("secrets: %w", err)
 	}
@@ -41,6 +42,9 @@ func Receive(ctx context.Context, path string) (*Node, *os.File, error) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
+	if err := waiting(); err != nil {
+		return nil, nil, err
+	}
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -89,19 +93,15 @@ func receive(c *net.UnixConn) (*Node, *os.File, error) {
 // SO_PEERCRED). The socket's mode says the same; this holds if a directory is
 // mounted with other rules.
 func checkPeer(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil || credErr != nil {
-		return errors.Join(err, credErr)
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		})
 	}
-	if cred.Uid != 0 && cred.Uid != uint32(os.Geteuid()) {
-		return errors.New("secrets: the peer is another user")
+	if cred == nil || cred.Uid != 0 && cred.Uid != uint32(os.Geteuid()) {
+		return errors.Join(errors.New("secrets: the peer is another user"), err)
 	}
 	return nil
 }

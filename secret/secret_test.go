@@ -80,19 +80,13 @@ type received struct {
 func wait(t *testing.T, ctx context.Context) (path string, got <-chan received) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "activate.sock")
-	c := make(chan received, 1)
+	c, waiting := make(chan received, 1), make(chan struct{})
 	go func() {
-		n, f, err := secret.Receive(ctx, path)
+		n, f, err := secret.Receive(ctx, path, func() error { close(waiting); return nil })
 		c <- received{n, f, err}
 	}()
-	for range 1000 {
-		if _, err := os.Stat(path); err == nil {
-			return path, c
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatal("the socket did not appear")
-	return "", nil
+	<-waiting
+	return path, c
 }
 
 func TestHandover(t *testing.T) {
@@ -221,14 +215,19 @@ func TestReceiveEnds(t *testing.T) {
 	if r := <-got; !errors.Is(r.err, context.Canceled) {
 		t.Errorf("got %v", r.err)
 	}
-	if _, _, err := secret.Receive(t.Context(), filepath.Join(t.TempDir(), "no", "such", "dir")); err == nil {
+	nothing := func() error { return nil }
+	if _, _, err := secret.Receive(t.Context(), filepath.Join(t.TempDir(), "no", "such", "dir"), nothing); err == nil {
 		t.Error("listened in a directory that does not exist")
+	}
+	boom := errors.New("boom")
+	if _, _, err := secret.Receive(t.Context(), filepath.Join(t.TempDir(), "s"), func() error { return boom }); !errors.Is(err, boom) {
+		t.Errorf("got %v, want the error of the callback", err)
 	}
 	full := t.TempDir()
 	if err := os.WriteFile(filepath.Join(full, "x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := secret.Receive(t.Context(), full); err == nil {
+	if _, _, err := secret.Receive(t.Context(), full, nothing); err == nil {
 		t.Error("replaced a directory")
 	}
 }
