@@ -159,7 +159,11 @@ var nameForm = regexp.MustCompile(`^[a-z0-9]+([./-][a-z0-9]+)*$`)
 
 // interval checks the two times of a statement that do not depend on a clock.
 func interval(what string, issued, expires time.Time, longest time.Duration) error {
+	_, zone1 := issued.Zone()
+	_, zone2 := expires.Zone()
 	switch {
+	case zone1 != 0 || zone2 != 0:
+		return fmt.Errorf("%s: times must be in UTC", what)
 	case issued.Nanosecond() != 0 || expires.Nanosecond() != 0 || issued.Unix() <= 0:
 		return fmt.Errorf("%s: times must be whole seconds after 1970", what)
 	case !expires.After(issued) || expires.Sub(issued) > longest:
@@ -230,6 +234,7 @@ func (m Manifest) Validate() error {
 }
 
 func (f File) validate() error {
+	_, isSegment := SegmentSpan(f.Name)
 	switch {
 	case len(f.Name) > 64 || !nameForm.MatchString(f.Name):
 		return fmt.Errorf("manifest: a file's name is not of the form a/b-c.d")
@@ -237,6 +242,8 @@ func (f File) validate() error {
 		return fmt.Errorf("manifest: %s: plain size and digest belong to sealed files and only to them", f.Name)
 	case strings.HasPrefix(f.Name, SegmentPrefix) && !f.Sealed:
 		return fmt.Errorf("manifest: %s: is not sealed", f.Name)
+	case strings.HasPrefix(f.Name, SegmentPrefix) && !isSegment:
+		return fmt.Errorf("manifest: %s: want authdb/<from>-<to>", f.Name)
 	case f.Size < 1 || f.Size > MaxFileSize:
 		return fmt.Errorf("manifest: %s: size %d, want 1 to %d", f.Name, f.Size, MaxFileSize)
 	case f.Sealed && (f.PlainSize < 1 || SealedSize(f.PlainSize) != f.Size):
@@ -266,7 +273,7 @@ func (Freshness) role() Role { return FreshRole }
 
 // decode reads the one JSON encoding that a statement has: the bytes that
 // encoding/json writes for it. Unknown, repeated, misspelt and null fields,
-// white space, trailing bytes and times in other zones are all refused, so no
+// white space and trailing bytes are all refused, so no
 // two parsers can read one signed statement differently.
 func decode[T any](b []byte) (v T, err error) {
 	d := json.NewDecoder(bytes.NewReader(b))

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"errors"
 	"io"
 	"os"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 // of core dumps.
 type memory struct {
 	refs atomic.Int64
+	file *os.File
 	data []byte
 }
 
@@ -30,30 +32,33 @@ func newMemory(size int64, fill func(io.Writer) error) (*memory, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Full, "bundle: no memory for a file", err)
 	}
-	f := os.NewFile(uintptr(fd), "lethe-bundle")
-	defer f.Close()
-	w := &bounded{f, size}
-	if err := fill(w); err != nil {
+	m := &memory{file: os.NewFile(uintptr(fd), "lethe-bundle")}
+	m.refs.Store(1)
+	if err := m.fill(size, fill); err != nil {
+		m.release()
 		return nil, err
 	}
+	return m, nil
+}
+
+func (m *memory) fill(size int64, fill func(io.Writer) error) error {
+	w := &bounded{m.file, size}
+	if err := fill(w); err != nil {
+		return err
+	}
 	if w.left != 0 {
-		return nil, refuse(WrongContent, nil)
+		return refuse(WrongContent, nil)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
-	var data []byte
+	fd := int(m.file.Fd())
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
 	if err == nil {
-		data, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		m.data, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	}
-	if err == nil {
-		err = unix.Madvise(data, unix.MADV_DONTDUMP)
+	if err = errors.Join(err, unix.Madvise(m.data, unix.MADV_DONTDUMP)); err != nil {
+		return fault.Wrap(fault.Full, "bundle: no memory for a file", err)
 	}
-	if err != nil {
-		return nil, fault.Wrap(fault.Full, "bundle: no memory for a file", err)
-	}
-	m := &memory{data: data}
-	m.refs.Store(1)
-	return m, nil
+	return nil
 }
 
 // bounded refuses to be filled beyond its size.
@@ -81,8 +86,8 @@ func (m *memory) retain() *memory {
 
 func (m *memory) release() {
 	if m.refs.Add(-1) == 0 {
-		// Unmapping a whole mapping of our own cannot fail.
+		// Unmapping a mapping of our own and closing a memfd cannot fail.
 		_ = unix.Munmap(m.data)
-		m.data = nil
+		_ = m.file.Close()
 	}
 }
