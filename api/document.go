@@ -45,7 +45,8 @@ func newDocument(mux *http.ServeMux, title, text string, part event.Part, log *e
 			Info:       &huma.Info{Title: title, Version: Version, Description: text},
 			Components: &huma.Components{Schemas: registry},
 		},
-		Formats:       map[string]huma.Format{"application/json": strictJSON()},
+		// Both are needed for answers; the guard lets only the first in.
+		Formats:       map[string]huma.Format{"application/json": strictJSON(), problemType: strictJSON()},
 		DefaultFormat: "application/json",
 		Transformers:  []huma.Transformer{transform},
 	}

@@ -34,7 +34,7 @@ type guard struct {
 var passed = [...]string{"Content-Type", "If-None-Match", "Range", "If-Range"}
 
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	out := &writer{to: w}
+	out := &writer{to: w, tokens: g.part == event.AppAPI}
 	harden(w.Header())
 	defer g.recover(out)
 	if g.limiter != nil && !g.allowed(r) {
@@ -185,6 +185,7 @@ func (g *guard) recover(out *writer) {
 // error status that comes without a problem document gets one.
 type writer struct {
 	to       http.ResponseWriter
+	tokens   bool // callers authenticate by token
 	wrote    bool
 	replaced bool // the body is a problem; what the operation writes is dropped
 }
@@ -198,6 +199,14 @@ func (w *writer) WriteHeader(status int) {
 		statusProblem(status).write(w)
 		w.replaced = true
 	default:
+		switch status {
+		case http.StatusUnauthorized:
+			if w.tokens {
+				w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110, 11.6.1
+			}
+		case http.StatusTooManyRequests:
+			w.Header().Set("Retry-After", "60")
+		}
 		w.wrote = true
 		w.to.WriteHeader(status)
 	}

@@ -61,7 +61,7 @@ func refusal(status int, kind fault.Kind, text string) *Problem {
 	return &Problem{Status: status, Title: http.StatusText(status), Kind: kind.String(), Detail: text}
 }
 
-// statusText is what a bare status means to a person. Statuses come bare from
+// statusProblem is what a bare status means to a person. Statuses come bare from
 // http.ServeMux, http.ServeContent and huma, whose own texts may repeat the
 // request.
 func statusProblem(status int) *Problem {
@@ -98,12 +98,6 @@ func (p *Problem) write(w http.ResponseWriter) {
 	h.Set("Cache-Control", "no-store")
 	for _, name := range []string{"Content-Length", "ETag", "Content-Encoding"} {
 		h.Del(name)
-	}
-	switch p.Status {
-	case http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", "Bearer") // RFC 9110, 11.6.1
-	case http.StatusTooManyRequests:
-		h.Set("Retry-After", "60")
 	}
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(append(body, '\n'))

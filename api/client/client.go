@@ -212,7 +212,7 @@ func (c *Client) call(ctx context.Context, method, path string, token *account.T
 // fails is sent once more: the service may just have been restarted.
 func (c *Client) exchange(ctx context.Context, req request) (answer, error) {
 	a, err := c.once(ctx, req)
-	if err != nil && req.method == http.MethodGet && ctx.Err() == nil && !distrusted(err) {
+	if err != nil && req.method == http.MethodGet && ctx.Err() == nil && !distrusted(err) && !errors.Is(err, errTooLong) {
 		a, err = c.once(ctx, req)
 	}
 	if err != nil {
