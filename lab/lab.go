@@ -14,7 +14,7 @@
 // with different prefixes live side by side.
 //
 //	topology.go  names and addresses
-//	machine.go   a machine: namespace, private /etc and /run, commands in it
+//	machine.go   a machine: namespace, its own /etc, /run and /var/lib, commands in it
 //	manager.go   the service manager: systemd's protocol for the lab's services
 //	internet.go  web site and name servers
 //	pki.go       certificates and keys that the activator will make in a real service
@@ -214,12 +214,17 @@ func (l *Lab) network(ctx context.Context) error {
 	}
 	l.Manager = newManager(l.opts.Dir, l.opts.Env)
 	l.machines = l.opts.plan()
+	if err := link(ctx, l.machines); err != nil {
+		return err
+	}
 	for _, m := range l.machines {
-		if err := m.furnish(); err != nil {
+		first, err := m.start()
+		if err != nil {
 			return err
 		}
+		l.wg.Go(func() { _ = first.Wait() }) // it is killed when the lab is closed
 	}
-	return link(ctx, l.machines)
+	return nil
 }
 
 // Machine returns the machine of that name, or nil: "inet", "control", a

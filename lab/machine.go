@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -20,13 +21,14 @@ import (
 )
 
 // Machine is one machine of a lab. Programs on it run in its network namespace
-// and see their own /etc and /run; the rest of the file system is the real
-// machine's.
+// and see their own /etc, /run and /var/lib; the rest of the file system is the
+// real machine's.
 type Machine struct {
 	Name      string // "customer-1"
 	Namespace string // name of the network namespace, for ip-netns(8)
-	Dir       string // its files: etc, run, home, data
+	Dir       string // its files: etc, run, var/lib, home, data
 	BinDir    string // where Lethe's programs are; first in PATH
+	Init      int    // first process, which keeps its view of the file system; enter with nsenter(1)
 	Addresses []Dual // of its uplink, the main one first; none on the router
 
 	segment segment
@@ -42,10 +44,10 @@ func find(all []*Machine, name string) *Machine {
 	return nil
 }
 
-// Path returns the path, as the real machine sees it, of a file that programs on m see
-// under path. Only /etc and /run differ.
+// Path returns the path, as the real machine sees it, of a file that programs
+// on m see under path in /run or /var/lib.
 func (m *Machine) Path(path string) string {
-	for _, d := range []string{"/etc/", "/run/"} {
+	for _, d := range []string{"/run/", "/var/lib/"} {
 		if strings.HasPrefix(path, d) {
 			return m.Dir + path
 		}
@@ -56,80 +58,83 @@ func (m *Machine) Path(path string) string {
 // Data returns the path of a file in the machine's own directory for data.
 func (m *Machine) Data(name string) string { return filepath.Join(m.Dir, "data", name) }
 
-// furnish makes the machine's directories. Its /etc is a copy, so that a
-// program can replace files there as on any machine.
-func (m *Machine) furnish() error {
-	for _, d := range []string{"run", "home", "data", "etc"} {
-		if err := os.MkdirAll(filepath.Join(m.Dir, d), 0o755); err != nil {
-			return err
-		}
-	}
-	etc := filepath.Join(m.Dir, "etc")
-	if err := copyPublic(os.DirFS("/etc"), etc); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Join(etc, "resolv.conf")) // often a link into /run
-	files := map[string]string{
-		"resolv.conf": "nameserver " + DNSAddr.V4.String() + "\n",
-		"hostname":    m.Name + "\n",
-		"hosts":       "127.0.0.1 localhost\n::1 localhost\n",
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+// boot makes the machine's view of the file system and then keeps it: the
+// process lives in the machine's namespaces until it is killed. /etc is a layer
+// over the real one, so that programs can replace files there as on any machine;
+// where the kernel cannot lay it over, it is a copy.
+const boot = `set -e
+d=$1
+mount -t overlay -o "lowerdir=/etc,upperdir=$d/etc,workdir=$d/work" lethe /etc 2>/dev/null || {
+	cp -a /etc/. "$d/etc"
+	mount --bind "$d/etc" /etc
 }
+mount --bind "$d/run" /run
+mount --bind "$d/var/lib" /var/lib
+rm -f /etc/resolv.conf
+echo "nameserver $2" > /etc/resolv.conf
+printf '127.0.0.1 localhost\n::1 localhost\n' > /etc/hosts
+echo up
+exec sleep infinity >/dev/null 2>&1`
 
-// copyPublic copies directories, links and the regular files that everybody
-// may read.
-func copyPublic(from fs.FS, to string) error {
-	return fs.WalkDir(from, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fs.SkipDir // not for everybody
+// start makes the machine's directories and boots it. The returned command is
+// its first process, which the caller waits for.
+func (m *Machine) start() (*exec.Cmd, error) {
+	for _, d := range []string{"etc", "work", "run", "var/lib", "home", "data"} {
+		if err := os.MkdirAll(filepath.Join(m.Dir, d), 0o755); err != nil {
+			return nil, err
 		}
-		info, err := d.Info()
-		if err != nil {
-			return nil // gone meanwhile
-		}
-		target := filepath.Join(to, path)
-		switch mode := info.Mode(); {
-		case mode.IsDir() && mode.Perm()&0o005 == 0o005:
-			return os.MkdirAll(target, 0o755)
-		case mode.IsDir():
-			return fs.SkipDir
-		case mode.Type() == fs.ModeSymlink:
-			link, err := fs.ReadLink(from, path)
-			return errors.Join(err, os.Symlink(link, target))
-		case mode.IsRegular() && mode.Perm()&0o004 != 0:
-			b, err := fs.ReadFile(from, path)
-			return errors.Join(err, os.WriteFile(target, b, mode.Perm()|0o200))
-		}
-		return nil
-	})
+	}
+	c := exec.Command("/bin/sh", "-c", boot, "sh", m.Dir, DNSAddr.V4.String())
+	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	var trouble bytes.Buffer
+	c.Stderr = &trouble
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = m.Inside(c.Start)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.Init = c.Process.Pid
+	if said, err := io.ReadAll(out); string(said) != "up\n" {
+		return nil, errors.Join(fmt.Errorf("machine %s: %s", m.Name, strings.TrimSpace(trouble.String())), err, c.Wait())
+	}
+	return c, nil
 }
 
 // Inside calls f on a thread that is in the machine's network namespace.
 // Sockets that f opens and processes that it starts stay there; goroutines that
 // it starts do not.
 func (m *Machine) Inside(f func() error) error {
+	return within(f, 0, entry{namespaces + m.Namespace, unix.CLONE_NEWNET})
+}
+
+// entry is a namespace to enter.
+type entry struct {
+	path string
+	kind int
+}
+
+// within calls f on a thread of its own that has unshared something and then
+// entered namespaces.
+func within(f func() error, unshare int, entries ...entry) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread stands for the whole process in /proc and outlives every
 			// goroutine: hold it here and let another thread go.
-			done <- m.Inside(f)
+			done <- within(f, unshare, entries...)
 			runtime.UnlockOSThread()
 			return
 		}
 		// Never unlocked: the thread ends with the goroutine, so that no other
-		// goroutine finds itself in the namespace.
-		ns, err := os.Open(namespaces + m.Namespace)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			_ = ns.Close() // only read from
+		// goroutine finds itself in the namespaces.
+		err := unix.Unshare(unshare)
+		for _, e := range entries {
+			if err == nil {
+				err = e.enter()
+			}
 		}
 		if err == nil {
 			err = f()
@@ -137,6 +142,15 @@ func (m *Machine) Inside(f func() error) error {
 		done <- err
 	}()
 	return <-done
+}
+
+func (e entry) enter() error {
+	ns, err := os.Open(e.path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return unix.Setns(int(ns.Fd()), e.kind)
 }
 
 // Dial connects from the machine. Names are not looked up: address is an
@@ -165,18 +179,16 @@ type Cmd struct {
 	machine *Machine
 }
 
-// wrap gives a process its own view of /etc and /run and itself as the one
-// that descriptors are passed to (sd_listen_fds(3)), then becomes the program.
-const wrap = `d=$1; shift
-mount --bind "$d/etc" /etc && mount --bind "$d/run" /run || exit 125
-[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$
+// wrap makes a process the one that descriptors are passed to
+// (sd_listen_fds(3)), then the program.
+const wrap = `[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$
 exec "$@"`
 
 // Command returns the command to run a program on m. The environment is a
 // fresh one; HOME is the machine's.
 func (m *Machine) Command(ctx context.Context, name string, args ...string) *Cmd {
-	c := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", wrap, "sh", m.Dir, name}, args...)...)
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	c := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", wrap, "sh", name}, args...)...)
+	c.SysProcAttr = &syscall.SysProcAttr{}
 	c.WaitDelay = 5 * time.Second // for children of the program that hold its output open
 	c.Dir = filepath.Join(m.Dir, "home")
 	c.Env = []string{
@@ -187,7 +199,13 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *Cmd
 }
 
 // Start starts c.
-func (c *Cmd) Start() error { return c.machine.Inside(c.Cmd.Start) }
+func (c *Cmd) Start() error {
+	// A thread may enter a mount namespace only when it shares its root and
+	// working directory with no other (setns(2)).
+	return within(c.Cmd.Start, unix.CLONE_FS,
+		entry{namespaces + c.machine.Namespace, unix.CLONE_NEWNET},
+		entry{fmt.Sprintf("/proc/%d/ns/mnt", c.machine.Init), unix.CLONE_NEWNS})
+}
 
 // Run starts c and waits for it.
 func (c *Cmd) Run() error {
@@ -204,7 +222,7 @@ func (c *Cmd) Output() ([]byte, error) {
 	c.Stdout, c.Stderr = &out, &trouble
 	if err := c.Run(); err != nil {
 		lines := strings.Split(strings.TrimSpace(trouble.String()), "\n")
-		return out.Bytes(), fmt.Errorf("%s: %w: %s", filepath.Base(c.Args[5]), err, lines[len(lines)-1])
+		return out.Bytes(), fmt.Errorf("%s: %w: %s", filepath.Base(c.Args[4]), err, lines[len(lines)-1])
 	}
 	return out.Bytes(), nil
 }
