@@ -228,8 +228,6 @@ func (s *Store) exec(ctx context.Context, statement string, args ...any) error {
 // verbatim carries a caller's own error past classify.
 type verbatim struct{ error }
 
-func (v *verbatim) Unwrap() error { return v.error }
-
 func own(err error) error {
 	if err == nil {
 		return nil

@@ -143,8 +143,8 @@ func (s *Store) AddLocation(ctx context.Context, l location.Location) (location.
 		if err != nil {
 			return err
 		}
-		l.ID = location.ID(n)
-		if err := l.Validate(); err != nil || int64(l.ID) != n {
+		l.ID = location.ID(min(n, 1<<16)) // 1<<16 is 0 again, which is not valid
+		if err := l.Validate(); err != nil {
 			return invalid(err)
 		}
 		_, err = tx.ExecContext(ctx, "INSERT INTO location (id, code, country, city) VALUES ($1, $2, $3, $4)",

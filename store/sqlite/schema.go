@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
-	"time"
 
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/database"
@@ -66,13 +65,10 @@ func lock(dir string) (unlock func(), err error) {
 }
 
 func (s *Store) migrate(ctx context.Context) error {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(database.DialectCustom, s.write, files, goose.WithStore(versions{}),
+	files, err1 := fs.Sub(migrations, "migrations")
+	p, err2 := goose.NewProvider(database.DialectCustom, s.write, files, goose.WithStore(versions{}),
 		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
+	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
 	have, newest, err := p.GetVersions(ctx)
@@ -119,7 +115,10 @@ var _ database.StoreExtender = versions{}
 
 func (versions) Tablename() string { return "user_version" }
 
-func (versions) CreateVersionTable(context.Context, database.DBTxConn) error { return nil }
+// CreateVersionTable is not called: the table is always there.
+func (versions) CreateVersionTable(context.Context, database.DBTxConn) error {
+	return database.ErrNotImplemented
+}
 
 func (versions) TableExists(context.Context, database.DBTxConn) (bool, error) { return true, nil }
 
@@ -128,8 +127,9 @@ func (versions) Insert(ctx context.Context, db database.DBTxConn, r database.Ins
 	return err
 }
 
-func (v versions) Delete(ctx context.Context, db database.DBTxConn, version int64) error {
-	return v.Insert(ctx, db, database.InsertRequest{Version: version - 1})
+// Delete is not called: Lethe does not migrate down, it restores a backup.
+func (versions) Delete(context.Context, database.DBTxConn, int64) error {
+	return database.ErrNotImplemented
 }
 
 func (versions) GetLatestVersion(ctx context.Context, db database.DBTxConn) (n int64, err error) {
@@ -137,12 +137,9 @@ func (versions) GetLatestVersion(ctx context.Context, db database.DBTxConn) (n i
 	return n, err
 }
 
-func (v versions) GetMigration(ctx context.Context, db database.DBTxConn, version int64) (*database.GetMigrationResult, error) {
-	n, err := v.GetLatestVersion(ctx, db)
-	if err == nil && version > n {
-		err = database.ErrVersionNotFound
-	}
-	return &database.GetMigrationResult{Timestamp: time.Time{}, IsApplied: err == nil}, err
+// GetMigration is not called: it is for reports of when a migration ran.
+func (versions) GetMigration(context.Context, database.DBTxConn, int64) (*database.GetMigrationResult, error) {
+	return nil, database.ErrNotImplemented
 }
 
 func (v versions) ListMigrations(ctx context.Context, db database.DBTxConn) (l []*database.ListMigrationsResult, err error) {

@@ -54,8 +54,8 @@ type Store struct {
 	seal               store.Sealer
 
 	notify  chan struct{}
-	stale   atomic.Bool // the write-ahead log waits for truncation
-	stop    chan struct{}
+	stale   atomic.Bool        // the write-ahead log waits for truncation
+	stop    context.CancelFunc // ends the watcher
 	stopped sync.WaitGroup
 }
 
@@ -74,7 +74,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := prepare(path, o.Create); err != nil {
 		return nil, err
 	}
-	s := &Store{seal: seal, notify: make(chan struct{}, 1), stop: make(chan struct{})}
+	s := &Store{seal: seal, notify: make(chan struct{}, 1)}
 	for _, h := range []struct {
 		db      **sql.DB
 		conns   int
@@ -96,7 +96,9 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(classify(err), s.closeHandles())
 	}
-	s.stopped.Go(func() { s.watchOver(seen) })
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.stopped.Go(func() { s.watchOver(watching, seen) })
 	return s, nil
 }
 
@@ -126,9 +128,9 @@ func prepare(path string, create bool) error {
 	return nil
 }
 
-// Close stops the watcher and closes the file.
+// Close stops the watcher and closes the file. Closing again does nothing.
 func (s *Store) Close() error {
-	close(s.stop)
+	s.stop()
 	s.stopped.Wait()
 	return s.closeHandles()
 }
@@ -162,13 +164,13 @@ func (s *Store) poke() {
 // did it, and truncates the write-ahead log when that is due. An error means
 // that the file is busy or in trouble, which the next call of somebody who can
 // be told will meet as well.
-func (s *Store) watchOver(seen int64) {
+func (s *Store) watchOver(ctx context.Context, seen int64) {
 	tick := time.NewTicker(Poll)
 	defer tick.Stop()
 	var version int64
 	for {
 		select {
-		case <-s.stop:
+		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}

@@ -86,9 +86,6 @@ func (s *Store) PurgeUsage(ctx context.Context, before day.Day) (n int64, err er
 // invalid makes a validation's complaint public: it speaks of what the operator
 // or a server sent, never of a customer.
 func invalid(err error) error {
-	if err == nil {
-		return fault.New(fault.Invalid, "there is no number left")
-	}
 	return fault.Wrap(fault.Invalid, err.Error(), err)
 }
 
