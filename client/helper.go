@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -238,41 +237,39 @@ func (h *Helper) leave() {
 	}
 }
 
+// settled is how long a tunnel must have lived for its loss to be no sign of a failing server.
+const settled = 10 * time.Second
+
 // keep connects and connects again until ctx ends or a server refuses.
 func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	for turn := 0; ctx.Err() == nil; turn++ {
-		if turn > 0 && turn%len(ways) == 0 && !pause(ctx, h.cfg.Backoff<<min(turn/len(ways)-1, 4)) {
-			return
-		}
+	for failed, wait := 0, time.Duration(0); pause(ctx, wait); {
 		running.Wait() // who lost the last race still has the device's name
-		r, err := h.try(ctx, &running, t, ways[turn%len(ways)])
+		r, err := h.try(ctx, &running, t, ways[failed%len(ways)])
+		wait = 0
+		if err == nil {
+			born := time.Now()
+			<-r.ended
+			if err = r.err; ctx.Err() == nil && !fatal(err) {
+				h.step(Lost, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(err), false })
+			}
+			if time.Since(born) > settled {
+				failed = 0
+				continue // the same server again, at once
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil && fatal(err):
-			h.step(Refused, func(s *Status) { s.Problem = ProblemOf(err) })
-			return
-		case err != nil:
-			h.note(func(s *Status) { s.Problem = ProblemOf(err) })
-			continue
-		}
-		h.step(Up, func(s *Status) {
-			s.Problem, s.Attempts, s.Server, s.Transport = nil, 0, r.route.server.ID, r.route.proto
-			s.IPv6 = r.face.v6.IsValid()
-			h.device = r.face.device
-		})
-		<-r.ended
-		if ctx.Err() != nil {
+		case fatal(err):
+			h.step(Refused, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(err), false })
 			return
 		}
-		if fatal(r.err) {
-			h.step(Refused, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(r.err), false })
-			return
+		h.note(func(s *Status) { s.Problem = ProblemOf(err) })
+		if failed++; failed%len(ways) == 0 {
+			wait = h.cfg.Backoff << min(failed/len(ways)-1, 4)
 		}
-		h.step(Lost, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(r.err), false })
-		turn-- // the same server again, at once
 	}
 }
 
@@ -293,13 +290,21 @@ func (h *Helper) try(ctx context.Context, running *sync.WaitGroup, t *Target, w 
 	}
 	if err := h.barrier.raise(ctx, []portal{r.route.portal}, r.face); err != nil {
 		r.cancel()
-		return nil, errors.Join(err, r.err)
+		return nil, err
 	}
+	h.step(Up, func(s *Status) {
+		s.Problem, s.Attempts, s.Server, s.Transport = nil, 0, r.route.server.ID, r.route.proto
+		s.IPv6, h.device = r.face.v6.IsValid(), r.face.device
+	})
 	return r, nil
 }
 
-// pause waits for about d, from half to one and a half of it; it reports false when ctx ended first.
+// pause waits for about d, from half to one and a half of it, or not at all for 0; it reports
+// whether ctx lives on.
 func pause(ctx context.Context, d time.Duration) bool {
+	if d == 0 {
+		return ctx.Err() == nil
+	}
 	timer := time.NewTimer(d/2 + rand.N(d))
 	defer timer.Stop()
 	select {

@@ -70,7 +70,7 @@ func (w way) reachable(ctx context.Context) bool {
 	return conn.Close() == nil
 }
 
-// run is one tunnel that a race has started.
+// racer is one tunnel that a race has started.
 type racer struct {
 	route  route
 	face   *face         // set before it is reported up
@@ -88,7 +88,7 @@ func fatal(err error) bool {
 // race starts the first route of w, the next one a stagger later or when the first has failed, and
 // returns the first tunnel that is up; the others are ended. All of them end with ctx; wg counts
 // them.
-func race(ctx context.Context, wg *sync.WaitGroup, w way, make1 func(route) tunnel, stagger, limit time.Duration) (*racer, error) {
+func race(ctx context.Context, wg *sync.WaitGroup, w way, with func(route) tunnel, stagger, limit time.Duration) (*racer, error) {
 	raced, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	reports := make(chan *racer, 2*len(w)) // each reports at most twice: up and ended
@@ -100,7 +100,7 @@ func race(ctx context.Context, wg *sync.WaitGroup, w way, make1 func(route) tunn
 		running = append(running, r)
 		wg.Go(func() {
 			defer r.cancel()
-			r.err = make1(r.route).run(own, func(f *face) {
+			r.err = with(r.route).run(own, func(f *face) {
 				r.face = f
 				reports <- r
 			})

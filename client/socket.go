@@ -170,9 +170,9 @@ func readLine(conn net.Conn) ([]byte, error) {
 	return bytes.Clone(s.Bytes()), nil
 }
 
-// Ask sends one request to the helper at socket and returns its status. Errors are the helper's
+// Call sends one request to the helper at socket and returns its status. Errors are the helper's
 // own, or NotFound when no helper listens and Denied when the socket may not be used.
-func Ask(ctx context.Context, socket string, r Request) (s Status, err error) {
+func Call(ctx context.Context, socket string, r Request) (s Status, err error) {
 	err = Watch(ctx, socket, r, func(got Status) bool {
 		s = got
 		return false
