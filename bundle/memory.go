@@ -17,7 +17,6 @@ import (
 // of core dumps.
 type memory struct {
 	refs atomic.Int64
-	file *os.File
 	data []byte
 }
 
@@ -32,33 +31,27 @@ func newMemory(size int64, fill func(io.Writer) error) (*memory, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Full, "bundle: no memory for a file", err)
 	}
-	m := &memory{file: os.NewFile(uintptr(fd), "lethe-bundle")}
-	m.refs.Store(1)
-	if err := m.fill(size, fill); err != nil {
-		m.release()
+	f := os.NewFile(uintptr(fd), "lethe-bundle")
+	defer f.Close() // the mapping stays
+	w := &bounded{f, size}
+	if err := fill(w); err != nil {
 		return nil, err
 	}
-	return m, nil
-}
-
-func (m *memory) fill(size int64, fill func(io.Writer) error) error {
-	w := &bounded{m.file, size}
-	if err := fill(w); err != nil {
-		return err
-	}
 	if w.left != 0 {
-		return refuse(WrongContent, nil)
+		return nil, refuse(WrongContent, nil)
 	}
+	m := &memory{}
+	m.refs.Store(1)
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	fd := int(m.file.Fd())
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
 	if err == nil {
 		m.data, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	}
 	if err = errors.Join(err, unix.Madvise(m.data, unix.MADV_DONTDUMP)); err != nil {
-		return fault.Wrap(fault.Full, "bundle: no memory for a file", err)
+		m.release()
+		return nil, fault.Wrap(fault.Full, "bundle: no memory for a file", err)
 	}
-	return nil
+	return m, nil
 }
 
 // bounded refuses to be filled beyond its size.
@@ -86,8 +79,7 @@ func (m *memory) retain() *memory {
 
 func (m *memory) release() {
 	if m.refs.Add(-1) == 0 {
-		// Unmapping a mapping of our own and closing a memfd cannot fail.
+		// Unmapping a mapping of our own cannot fail.
 		_ = unix.Munmap(m.data)
-		_ = m.file.Close()
 	}
 }

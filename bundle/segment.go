@@ -3,12 +3,9 @@ package bundle
 import (
 	"fmt"
 	"io"
-	"os"
 	"sort"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"lethe/authdb"
 	"lethe/fault"
@@ -44,21 +41,6 @@ func (s *Set) spans() []authdb.Span {
 	return spans
 }
 
-// Descriptor returns a new descriptor of the sealed memfd that holds a file,
-// for who wants to map it on their own terms. The caller closes it; it and its
-// mappings outlive the Set.
-func (s *Set) Descriptor(name string) (*os.File, error) {
-	m, ok := s.files[name]
-	if !ok {
-		return nil, fault.New(fault.NotFound, "bundle: no such file in the set")
-	}
-	fd, err := unix.FcntlInt(m.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fault.Wrap(fault.Full, "bundle: no descriptor left", err)
-	}
-	return os.NewFile(uintptr(fd), "lethe-bundle"), nil
-}
-
 // Database opens the set's authentication database. It is independent of the
 // Set: it shares the memory, not the counting, and its owner closes it.
 func (s *Set) Database() (*authdb.DB, error) {
@@ -69,12 +51,8 @@ func (s *Set) Database() (*authdb.DB, error) {
 		}
 	}()
 	for _, span := range s.spans() {
-		f, err := s.Descriptor(SegmentName(span))
-		if err != nil {
-			return nil, err
-		}
-		g, err := authdb.Map(f)
-		_ = f.Close()
+		content, release, _ := s.Borrow(SegmentName(span))
+		g, err := authdb.Borrow(content, release)
 		if err != nil {
 			return nil, err
 		}

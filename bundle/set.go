@@ -46,6 +46,7 @@ func (s *Set) Expired(now time.Time) bool { return !s.manifest.Expires.After(now
 // Retain adds a reference and returns s.
 func (s *Set) Retain() *Set {
 	if s.refs.Add(1) < 2 {
+		s.refs.Add(-1)
 		panic("bundle: internal error: a closed set is used again")
 	}
 	return s
