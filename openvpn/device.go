@@ -1,0 +1,112 @@
+package openvpn
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"lethe/session"
+)
+
+func socketPath(dir string) string { return filepath.Join(dir, "manage.sock") }
+
+const systemNode = "/dev/net/tun"
+
+// nodePath returns the device node by which an unprivileged process opens its tunnel: the system's
+// own where everybody may open it (the kernel checks who may use which tunnel), else one in the
+// process's directory.
+func nodePath(dir string) string {
+	if fi, err := os.Stat(systemNode); err == nil && fi.Mode().Perm()&0o006 == 0o006 {
+		return systemNode
+	}
+	return filepath.Join(dir, "tun")
+}
+
+// prepare makes the directory of a process. The agent owns it and the process's group may use it,
+// so nobody else reaches the management socket inside, whatever the socket's own mode.
+func prepare(dir string, uid, gid uint32) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("openvpn: clear the directory of a process: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("openvpn: directory of a process: %w", err)
+	}
+	if node := nodePath(dir); node != systemNode {
+		if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))); err != nil {
+			return fmt.Errorf("openvpn: device node: %w", err)
+		}
+		if err := os.Chown(node, int(uid), int(gid)); err != nil {
+			return fmt.Errorf("openvpn: device node: %w", err)
+		}
+	}
+	if err := os.Chown(dir, -1, int(gid)); err != nil {
+		return fmt.Errorf("openvpn: directory of a process: %w", err)
+	}
+	return os.Chmod(dir, 0o730)
+}
+
+// makeDevice makes the persistent tunnel device of an instance, gives it to uid and configures it.
+// Making it again changes nothing. It is agent's work because it needs CAP_NET_ADMIN, which the
+// process does not have.
+func makeDevice(in Instance, uid uint32) error {
+	if err := makeTun(in.Device, uid); err != nil {
+		return fmt.Errorf("openvpn: tunnel device %s: %w", in.Device, err)
+	}
+	link, err := netlink.LinkByName(in.Device)
+	if err != nil {
+		return fmt.Errorf("openvpn: tunnel device %s: %w", in.Device, err)
+	}
+	nets := session.SubnetsOf(in.Daemon)
+	for _, p := range []netip.Prefix{nets.V4, nets.V6} {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().Next().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("openvpn: address of %s: %w", in.Device, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("openvpn: set %s up: %w", in.Device, err)
+	}
+	return nil
+}
+
+// makeTun speaks to the tun driver (Documentation/networking/tuntap.rst in Linux).
+func makeTun(name string, uid uint32) error {
+	f, err := os.OpenFile(systemNode, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	fd := int(f.Fd())
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, int(uid)); err != nil {
+		return err
+	}
+	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+}
+
+// removeDevice removes the tunnel device; one that is not there is no error.
+func removeDevice(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil //nolint:nilerr // gone already
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return fmt.Errorf("openvpn: remove %s: %w", name, err)
+	}
+	return nil
+}

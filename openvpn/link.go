@@ -1,0 +1,210 @@
+package openvpn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// link is one connection to a management socket. Commands are queued and written by a goroutine
+// of its own, so that reading never waits for writing: OpenVPN reads no command while it has
+// something to say, and two that only write would wait for each other for ever.
+//
+// It also wakes clients. After client-auth and client-deny OpenVPN does not look at that client
+// before its next packet or its next full second. If the client's last packet of the handshake was
+// there before the answer, that costs up to a second (measured: one connect in five over TCP,
+// more under load). The one command that wakes a client at once and harms nothing is
+// client-pending-auth, so a client that did not get on within wakes[0] is sent one. Measured
+// against answering and waking in one write, in either order, waking always after 1 or 2 ms, and a
+// synchronous plug-in, this costs nothing, and most clients, all with a longer way than a
+// millisecond, need none.
+type link struct {
+	conn *net.UnixConn
+	dec  *decoder
+	pid  int // of the process at the other end
+
+	done chan struct{} // closed when the writer has ended
+	wake chan struct{} // something was queued
+
+	mu      sync.Mutex
+	out     []byte
+	waiting map[uint64]uint64 // key number by client, of those that may have to be woken
+	alarms  [len(wakes)][]alarm
+	answers []answer // commands without an answer, oldest first
+	closed  bool
+}
+
+// wakes are the times after an answer at which a client that did not get on is woken. The first
+// is for a packet that was faster than the answer; the others are for a busy machine.
+var wakes = [...]time.Duration{time.Millisecond, 20 * time.Millisecond, 250 * time.Millisecond}
+
+type alarm struct {
+	due time.Time
+	cid uint64
+	kid uint64
+}
+
+// answer is what the driver does about the answer to a command; nil means nothing.
+type answer func(ok bool)
+
+// maxBacklog is how many bytes of commands may wait for a process that does not read.
+const maxBacklog = 8 << 20
+
+var errBacklog = errors.New("management interface: the process does not read")
+
+// dial connects to a management socket and makes sure that a process of that user is at the other
+// end.
+func dial(ctx context.Context, path string, uid uint32) (*link, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("management interface: %w", err)
+	}
+	conn := c.(*net.UnixConn)
+	raw, err := conn.SyscallConn()
+	var cred *unix.Ucred
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		}), err)
+	}
+	if err != nil || cred.Uid != uid {
+		return nil, errors.Join(errors.New("management interface: the process at the other end is not ours"), err, conn.Close())
+	}
+	l := &link{
+		conn: conn, dec: newDecoder(conn), pid: int(cred.Pid), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), waiting: map[uint64]uint64{},
+	}
+	go l.write()
+	return l, nil
+}
+
+// close ends the connection and waits for the writer.
+func (l *link) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.poke()
+	_ = l.conn.Close()
+	<-l.done
+}
+
+func (l *link) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// send queues a command; then is called by the reader with its answer.
+func (l *link) send(then answer, format string, args ...any) {
+	l.mu.Lock()
+	l.queue(then, format, args...)
+	l.mu.Unlock()
+	l.poke()
+}
+
+func (l *link) queue(then answer, format string, args ...any) {
+	l.out = fmt.Appendf(l.out, format+"\n", args...)
+	l.answers = append(l.answers, then)
+}
+
+// sendAndWake is send for an answer about a client that has to get on at once.
+func (l *link) sendAndWake(cid, kid uint64, then answer, format string, args ...any) {
+	now := time.Now()
+	l.mu.Lock()
+	l.queue(then, format, args...)
+	l.waiting[cid] = kid
+	for i, d := range wakes {
+		l.alarms[i] = append(l.alarms[i], alarm{now.Add(d), cid, kid})
+	}
+	l.mu.Unlock()
+	l.poke()
+}
+
+// settled says that a client got on or is gone and need not be woken.
+func (l *link) settled(cid uint64) {
+	l.mu.Lock()
+	delete(l.waiting, cid)
+	l.mu.Unlock()
+}
+
+// answered returns what to do about the oldest command without an answer.
+func (l *link) answered() (answer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.answers) == 0 {
+		return nil, errors.New("management interface: answer without a command")
+	}
+	a := l.answers[0]
+	l.answers = l.answers[1:]
+	return a, nil
+}
+
+// write writes what is queued and what is due until the connection ends. A connection that cannot
+// be written is closed, which the reader notices.
+func (l *link) write() {
+	defer close(l.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		out, next, closed := l.take(time.Now())
+		if closed {
+			return
+		}
+		if len(out) > 0 {
+			if _, err := l.conn.Write(out); err != nil {
+				_ = l.conn.Close()
+				return
+			}
+			continue
+		}
+		timer.Reset(next)
+		select {
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// take returns the bytes to write now and the time until the next alarm.
+func (l *link) take(now time.Time) (out []byte, next time.Duration, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next = time.Hour
+	for i := range l.alarms {
+		for len(l.alarms[i]) > 0 {
+			a := l.alarms[i][0]
+			kid, waits := l.waiting[a.cid]
+			if waits = waits && kid == a.kid; waits && a.due.After(now) {
+				next = min(next, a.due.Sub(now))
+				break
+			}
+			l.alarms[i] = l.alarms[i][1:]
+			if waits {
+				// The text is empty: clients show nothing.
+				l.queue(nil, `client-pending-auth %d %d "" 60`, a.cid, a.kid)
+			}
+		}
+	}
+	out, l.out = l.out, nil
+	return out, next, l.closed || len(out) > maxBacklog
+}
+
+// peer returns the id of the process that listens on a management socket, or 0 when none does.
+func peer(ctx context.Context, path string, uid uint32) int {
+	if _, err := os.Lstat(path); err != nil {
+		return 0
+	}
+	l, err := dial(ctx, path, uid)
+	if err != nil {
+		return 0
+	}
+	l.close()
+	return l.pid
+}
