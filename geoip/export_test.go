@@ -1,0 +1,4 @@
+package geoip
+
+// IPNet is exported for tests.
+var IPNet = ipNet
