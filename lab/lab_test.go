@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -106,6 +107,84 @@ func TestInternet(t *testing.T) {
 				t.Errorf("%d: curl %s: got %q, %v, want %q", i, family, got, err, want)
 			}
 		}
+	}
+}
+
+// TestMachine covers what a machine answers when it cannot do what it is asked.
+func TestMachine(t *testing.T) {
+	l := bare(t)
+	if m := l.Machine("nowhere"); m != nil {
+		t.Errorf("a machine that does not exist: %+v", m)
+	}
+	if pids, err := l.Internet().PIDs(); err != nil || len(pids) < 2 {
+		t.Errorf("got %v, %v, want the first process and nsd", pids, err)
+	}
+	gone := &lab.Machine{Name: "gone", Namespace: "lethe-no-such"}
+	if _, err := gone.PIDs(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want no such file", err)
+	}
+	if _, err := gone.Run(ctx(t), "true"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want no such file", err)
+	}
+	if _, err := l.Control().Listen("192.0.2.80:80"); err == nil {
+		t.Error("the control plane takes the web site's address")
+	}
+	// Inside may be called from every thread, the main one too, and leaves none changed.
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if err := l.Control().Inside(func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("this process has moved: %v, %v", after, err)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	seen := map[string]bool{}
+	for _, isp := range lab.ISPs() {
+		if !isp.V4.Masked().IsValid() || isp.V6.Masked() != isp.V6 || seen[isp.Name] || len(isp.Country) != 2 {
+			t.Errorf("bad network %+v", isp)
+		}
+		seen[isp.Name] = true
+	}
+	if !strings.Contains(lab.RootHints(), "a.root.example. 3600000 A 192.0.2.53") {
+		t.Errorf("root hints: %s", lab.RootHints())
+	}
+}
+
+// TestMissingTools: what is not installed is named.
+func TestMissingTools(t *testing.T) {
+	path := os.Getenv("PATH")
+	for missing, tools := range map[string][]string{
+		`"ip"`: {},
+		"nsd":  {"ip", "mount", "sh", "sleep", "rm"},
+	} {
+		dir := t.TempDir()
+		for _, tool := range tools {
+			full, err := exec.LookPath(tool)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(full, filepath.Join(dir, tool)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := lab.Options{Prefix: prefix(), Dir: shortDir(t), Bare: true}
+		t.Setenv("PATH", dir)
+		if missing == "nsd" {
+			o.Env = []string{"PATH=" + dir}
+		}
+		_, err := lab.New(ctx(t), o)
+		t.Setenv("PATH", path)
+		if err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("got %v, want %s named", err, missing)
+		}
+		noTrace(t, o.Prefix, o.Dir)
 	}
 }
 

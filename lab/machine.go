@@ -97,7 +97,8 @@ func (m *Machine) start() (*exec.Cmd, error) {
 	}
 	m.Init = c.Process.Pid
 	if said, err := io.ReadAll(out); string(said) != "up\n" {
-		return nil, errors.Join(fmt.Errorf("machine %s: %s", m.Name, strings.TrimSpace(trouble.String())), err, c.Wait())
+		err = errors.Join(err, c.Wait())
+		return nil, fmt.Errorf("machine %s: %w: %s", m.Name, err, strings.TrimSpace(trouble.String()))
 	}
 	return c, nil
 }
@@ -268,17 +269,14 @@ func Down(ctx context.Context, prefix, dir string) error {
 	if !prefixForm.MatchString(prefix) {
 		return fmt.Errorf("lab: prefix %q: want 1 to 6 small letters and digits", prefix)
 	}
-	r, err := Connect(ctx, prefix)
-	if err == nil {
-		return r.Down(ctx)
-	}
+	err := (&Remote{prefix}).Down(ctx)
 	if !errors.Is(err, ErrNoLab) {
 		return err
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return err
+	if dir, err = filepath.Abs(dir); err == nil {
+		err = sweep(prefix, dir)
 	}
-	return sweep(prefix, dir)
+	return err
 }
 
 // sweep ends the processes in the namespaces of a prefix, removes the

@@ -351,14 +351,16 @@ func (s *unit) terminate(c *Cmd, exited <-chan error) {
 
 // open makes the unit's notify socket and its runtime directory.
 func (s *unit) open() error {
-	address := &net.UnixAddr{Name: filepath.Join(s.manager.dir, "notify", s.Name), Net: "unixgram"}
-	socket, err := net.ListenUnixgram("unixgram", address)
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.address(), Net: "unixgram"})
 	if err != nil {
 		return fmt.Errorf("unit %s: %w", s.Name, err)
 	}
 	s.socket = socket
 	return os.MkdirAll(s.Machine.Path("/run/"+s.Name), 0o755)
 }
+
+// address returns the path of the unit's notify socket.
+func (s *unit) address() string { return filepath.Join(s.manager.dir, "notify", s.Name) }
 
 // launch starts the unit's process.
 func (s *unit) launch() (*Cmd, error) {
@@ -371,7 +373,7 @@ func (s *unit) launch() (*Cmd, error) {
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr.Setsid = true // the terminal's Ctrl-C is not for services
 	c.Env = slices.Concat(c.Env, s.manager.env, s.Env,
-		[]string{"NOTIFY_SOCKET=" + s.socket.LocalAddr().String(), "RUNTIME_DIRECTORY=/run/" + s.Name})
+		[]string{"NOTIFY_SOCKET=" + s.address(), "RUNTIME_DIRECTORY=/run/" + s.Name})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.store) > 0 {
@@ -457,7 +459,7 @@ func (s *unit) clean() error {
 		_ = f.Close() // a memfd or a socket: nothing is written back
 	}
 	s.store = nil
-	return os.RemoveAll(s.Machine.Path("/run/" + s.Name))
+	return errors.Join(os.RemoveAll(s.Machine.Path("/run/"+s.Name)), os.RemoveAll(s.address()))
 }
 
 func (m *Manager) forget(s *unit) {

@@ -60,7 +60,8 @@ func (a *Authority) Issue(commonName string, use x509.ExtKeyUsage, names []strin
 func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
 	key, keyErr := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	serial, serialErr := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err := errors.Join(keyErr, serialErr); err != nil {
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err := errors.Join(keyErr, serialErr, err); err != nil {
 		return Pair{}, err
 	}
 	template.SerialNumber = serial
@@ -70,15 +71,9 @@ func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
 		a.key, a.cert = key, template
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		return Pair{}, err
+	if err == nil && a.cert == template {
+		a.cert, err = x509.ParseCertificate(der)
 	}
-	if a.cert == template {
-		if a.cert, err = x509.ParseCertificate(der); err != nil {
-			return Pair{}, err
-		}
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
 	return Pair{
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})),

@@ -1,0 +1,75 @@
+package lab_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"lethe/lab"
+)
+
+func TestAuthority(t *testing.T) {
+	ca, err := lab.NewAuthority("Lethe lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := netip.MustParseAddr("198.51.100.10")
+	pair, err := ca.Issue("nl-ams-1", x509.ExtKeyUsageServerAuth, []string{"x.example"}, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := tls.X509KeyPair([]byte(pair.Certificate), []byte(pair.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(ca.PEM)) {
+		t.Fatal("the authority's certificate is not PEM")
+	}
+	for _, name := range []string{"x.example", address.String()} {
+		if _, err := loaded.Leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: name}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := loaded.Leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
+		t.Error("a server's certificate is good for a client")
+	}
+	other, err := lab.NewAuthority("Other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := x509.NewCertPool()
+	foreign.AppendCertsFromPEM([]byte(other.PEM))
+	if _, err := loaded.Leaf.Verify(x509.VerifyOptions{Roots: foreign}); err == nil {
+		t.Error("another authority's signature was accepted")
+	}
+}
+
+// TestTLSCrypt lets OpenVPN read the key: it goes on to the next error only
+// when it could.
+func TestTLSCrypt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, []byte(lab.NewTLSCrypt()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if lab.NewTLSCrypt() == lab.NewTLSCrypt() {
+		t.Error("two keys are equal")
+	}
+	c, cancel := context.WithTimeout(ctx(t), 20*time.Second)
+	defer cancel()
+	// A key for one server is made under the static key, which proves it readable.
+	out, err := exec.CommandContext(c, "openvpn", "--tls-crypt-v2", path, "--genkey", "tls-crypt-v2-client").CombinedOutput()
+	if err == nil {
+		t.Errorf("a tls-crypt key passes for a tls-crypt-v2 key: %s", out)
+	}
+	self := exec.CommandContext(c, "openvpn", "--test-crypto", "--secret", path, "--cipher", "AES-256-CBC")
+	if out, err := self.CombinedOutput(); err != nil {
+		t.Errorf("openvpn refuses the key: %v: %s", err, out)
+	}
+}
