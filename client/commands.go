@@ -16,6 +16,7 @@ import (
 	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/openvpn"
 )
 
 // Run is the program `lethe`: it runs the command line args (without the program's name) and
@@ -298,7 +299,10 @@ func (a *app) config() *cobra.Command {
 				return err
 			}
 			r := routesTo(target)[0][0]
-			text := exported(r)
+			text, err := openvpn.ClientConfig(r.server, r.endpoint)
+			if err != nil {
+				return fault.Wrap(fault.Untrusted, "the service's description of the server makes no sense", err)
+			}
 			out := struct {
 				Location  string `json:"location"`
 				Server    string `json:"server"`
@@ -401,36 +405,6 @@ func (a *app) helper() *cobra.Command {
 	f.Uint32Var(&cfg.UID, "openvpn-uid", 0, "user `id` that OpenVPN runs as where it may open /dev/net/tun (default 65534)")
 	f.Uint32Var(&cfg.GID, "openvpn-gid", 0, "group `id` that goes with it (default 65534)")
 	return c
-}
-
-// exported returns an .ovpn file for r: what a stock client needs and nothing of the customer's.
-func exported(r route) string {
-	proto, extra := "udp", "explicit-exit-notify 1\n"
-	if r.proto == "tcp" {
-		proto, extra = "tcp-client", ""
-	}
-	return fmt.Sprintf(`# Lethe, server %s. User name and password: lethe credentials show
-client
-dev tun
-proto %s
-remote %s %d
-nobind
-resolv-retry infinite
-persist-key
-persist-tun
-auth-user-pass
-auth-nocache
-remote-cert-tls server
-verify-x509-name %s name
-tls-version-min 1.3
-data-ciphers AES-256-GCM:CHACHA20-POLY1305
-%sverb 0
-<ca>
-%s</ca>
-<tls-crypt>
-%s
-</tls-crypt>
-`, r.server.ID, proto, r.addr, r.port, r.server.ID, extra, r.server.CA, r.server.TLSCrypt)
 }
 
 // completeLocation offers the locations of the last copy; it asks nobody.

@@ -29,7 +29,7 @@ func routesTo(t *Target) (ways []way) {
 				if t.Transport != Auto && t.Transport != UDP && t.Transport != TCP || !t.Transport.wants(e.Protocol) || known {
 					continue
 				}
-				w = append(w, route{s, portal{a.Unmap(), proto, e.Port}})
+				w = append(w, route{s, e, portal{a.Unmap(), proto, e.Port}})
 			}
 			if len(w) > 0 {
 				slices.SortFunc(w, func(a, b route) int { return -compare(a.proto, b.proto) }) // UDP first

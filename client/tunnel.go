@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,67 +19,40 @@ import (
 
 	"lethe/fault"
 	"lethe/location"
+	"lethe/openvpn"
 )
 
-// route is one way to a server: an address and a port.
+// route is one way to a server: an endpoint at an address.
 type route struct {
-	server location.Server
+	server   location.Server
+	endpoint location.Endpoint
 	portal
 }
 
-// profile returns OpenVPN's configuration for r (openvpn(8)). It goes to standard input and holds
-// no user name and no password.
+// profile returns OpenVPN's configuration for r (openvpn(8)): what every client of ours uses, plus
+// what makes the helper its master. It goes to standard input and holds no user name and no
+// password.
 //
 // Of what the server pushes only addresses, timers, the data channel's parameters and resolvers are
 // accepted; routes and everything else are not. A lost connection ends the process: the helper
 // decides what to try next.
-func profile(r route, management string) string {
-	family := "4"
-	if r.addr.Is6() {
-		family = "6"
+func profile(r route, management string) (string, error) {
+	extra := []string{
+		"dev lethe-" + r.proto, "dev-type tun", fmt.Sprintf("mark %d", Mark),
+		"management " + management + " unix", "management-client", "management-hold",
+		"management-query-passwords", "management-up-down", "auth-nocache", "auth-retry none",
+		"route-noexec", "ifconfig-noexec", "remap-usr1 SIGTERM", "connect-retry-max 1", "connect-timeout 10",
+		"ignore-unknown-option dns-updown", "dns-updown disable", "script-security 0", "verb 0",
 	}
-	proto, extra := "udp"+family, "explicit-exit-notify 1\n"
-	if r.proto == "tcp" {
-		proto, extra = "tcp"+family+"-client", "connect-timeout 10\n"
+	for _, p := range []string{
+		"ifconfig", "peer-id", "cipher", "protocol-flags", "key-derivation", "ping", "topology",
+		"route-gateway", "tun-mtu", "dhcp-option DNS", "dns server",
+	} {
+		extra = append(extra, fmt.Sprintf("pull-filter accept %q", p))
 	}
-	var filters strings.Builder
-	for _, p := range []string{"ifconfig", "peer-id", "cipher", "protocol-flags", "key-derivation", "ping", "topology", "route-gateway", "tun-mtu", "dhcp-option DNS", "dns server"} {
-		fmt.Fprintf(&filters, "pull-filter accept %q\n", p)
-	}
-	return fmt.Sprintf(`client
-dev lethe-%s
-dev-type tun
-proto %s
-remote %s %d
-nobind
-mark %d
-management %s unix
-management-client
-management-hold
-management-query-passwords
-management-up-down
-auth-user-pass
-auth-nocache
-auth-retry none
-route-noexec
-ifconfig-noexec
-remap-usr1 SIGTERM
-connect-retry-max 1
-%spull-filter ignore ""
-ignore-unknown-option dns-updown
-dns-updown disable
-remote-cert-tls server
-verify-x509-name %s name
-tls-version-min 1.3
-data-ciphers AES-256-GCM:CHACHA20-POLY1305
-script-security 0
-verb 0
-%s<ca>
-%s</ca>
-<tls-crypt>
-%s
-</tls-crypt>
-`, r.proto, proto, r.addr, r.port, Mark, management, filters.String(), r.server.ID, extra, r.server.CA, r.server.TLSCrypt)
+	s := r.server
+	s.Addresses = []netip.Addr{r.addr}
+	return openvpn.ClientConfig(s, r.endpoint, append(extra, `pull-filter ignore ""`)...)
 }
 
 // tunnel is one OpenVPN process, from its start to its end.
@@ -104,6 +78,10 @@ func (t tunnel) run(ctx context.Context, up func(*face)) error {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fault.Wrap(fault.Internal, "tunnel: an old management socket cannot be removed", err)
 	}
+	config, err := profile(t.route, socket)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, "tunnel: the server cannot be connected to", err)
+	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return fault.Wrap(fault.Internal, "tunnel: no management socket", err)
@@ -118,7 +96,7 @@ func (t tunnel) run(ctx context.Context, up func(*face)) error {
 		}
 	}
 	cmd := exec.Command(t.openvpn, "--config", "stdin")
-	cmd.Stdin, cmd.Env, cmd.SysProcAttr = strings.NewReader(profile(t.route, socket)), []string{}, attr
+	cmd.Stdin, cmd.Env, cmd.SysProcAttr = strings.NewReader(config), []string{}, attr
 	ended, err := spawn(cmd, func() { listener.Close() })
 	if err != nil {
 		return fault.Wrap(fault.Internal, "tunnel: openvpn does not start", err).WithHint("is OpenVPN installed?")
