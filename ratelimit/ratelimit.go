@@ -128,7 +128,7 @@ func (l *Limiter) Allow(purpose string, addr netip.Addr) bool {
 		bits = 56
 	}
 	prefix, err := addr.Prefix(bits)
-	if err != nil { // not an address: there is nobody to count for
+	if err != nil || !prefix.IsValid() { // not an address: there is nobody to count for
 		return false
 	}
 	b := prefix.Addr().As16()
@@ -178,4 +178,13 @@ func (l *Limiter) advance() time.Duration {
 	}
 	l.forget.Reset(2 * Window)
 	return time.Since(l.started)
+}
+
+// Empty reports whether nothing is counted at present: for tests and audits of
+// the promise that counts go away by themselves.
+func (l *Limiter) Empty() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var none [rows][cols]uint16
+	return l.present.cells == none && l.last.cells == none
 }
