@@ -96,7 +96,7 @@ func (c *Counters) Take(v4, v6 netip.Addr) (in, out uint64, err error) {
 		got, err = c.each(list, func(e element) ([]count, error) { return remove(e) })
 	}
 	in, out, err = sum("take session counters", got, err)
-	if e := errors.Join(c.sock.forget(v4), c.sock.forget(v6)); e != nil {
+	if e := c.sock.forget(v4, v6); e != nil {
 		err = fault.Wrap(fault.Internal, "forget the connections of a session", e)
 	}
 	return in, out, err

@@ -17,7 +17,7 @@
 //
 //	prerouting_raw    spoofed sources; tunnel addresses from outside (CVE-2019-14899);
 //	                  the daemons' own ports, which only the redirection may reach
-//	prerouting_nat    public port -> one of several daemons, by hash of the source
+//	prerouting_nat    nowhere: public port -> one of several daemons, by hash of the source
 //	input             all but VPN ports, ICMP errors and neighbour discovery; from tunnels
 //	                  all but DNS
 //	forward           client to client; private and special ranges; mail (TCP 25)
@@ -89,8 +89,8 @@ func (c Config) Validate() error {
 	names := slices.Clone(c.Uplinks)
 	for i, t := range c.Tunnels {
 		names = append(names, t.Interface)
-		if !inside(t.V4, privateV4) || !inside(t.V6, privateV6) {
-			return fmt.Errorf("firewall: tunnel %d: want networks inside %v and %v", i, privateV4, privateV6)
+		if !inside(t.V4, privateV4, 16) || !inside(t.V6, privateV6, 112) {
+			return fmt.Errorf("firewall: tunnel %d: want a /16 or smaller inside %v and a /112 or smaller inside %v", i, privateV4, privateV6)
 		}
 		for _, o := range c.Tunnels[:i] {
 			if o.V4.Overlaps(t.V4) || o.V6.Overlaps(t.V6) {
@@ -119,9 +119,9 @@ func (c Config) Validate() error {
 	return c.validatePorts()
 }
 
-// inside reports whether p is a valid network inside outer.
-func inside(p, outer netip.Prefix) bool {
-	return p.IsValid() && p == p.Masked() && p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
+// inside reports whether p is a network inside outer with a prefix of at least bits.
+func inside(p, outer netip.Prefix, bits int) bool {
+	return p.IsValid() && p == p.Masked() && p.Bits() >= bits && outer.Contains(p.Addr())
 }
 
 func (c Config) validatePorts() error {

@@ -18,17 +18,9 @@ const (
 	batchBegin      = 0x10
 	batchEnd        = 0x11
 
-	ctGet    = 1 // IPCTNL_MSG_CT_GET
-	ctDelete = 2 // IPCTNL_MSG_CT_DELETE
-
-	ctaTupleOrig       = 1  // CTA_TUPLE_ORIG
-	ctaID              = 12 // CTA_ID
-	ctaFilter          = 25 // CTA_FILTER
-	ctaTupleIP         = 1  // CTA_TUPLE_IP
-	ctaIPv4Src         = 1  // CTA_IP_V4_SRC
-	ctaIPv6Src         = 3  // CTA_IP_V6_SRC
-	ctaFilterOrigFlags = 1  // CTA_FILTER_ORIG_FLAGS
-	filterIPSrc        = 1  // CTA_FILTER_FLAG(CTA_IP_SRC)
+	ctDelete    = 2  // IPCTNL_MSG_CT_DELETE
+	ctaMark     = 8  // CTA_MARK
+	ctaMarkMask = 21 // CTA_MARK_MASK
 )
 
 // socket is a netlink socket to netfilter (netlink(7)). The kernel works on a
@@ -50,8 +42,8 @@ func dial() (*socket, error) {
 
 func (s *socket) close() error { return unix.Close(s.fd) }
 
-// message is one netlink message without its header: type, flags, and the body
-// after the four bytes of nfgenmsg.
+// message is one netlink message: its type and flags, what differs in nfgenmsg,
+// and the attributes.
 type message struct {
 	kind   uint16
 	flags  uint16
@@ -234,48 +226,34 @@ func each(b []byte, f func(kind uint16, b []byte)) {
 	}
 }
 
-// forget deletes the conntrack entries of connections that addr began.
-//
-// Since Linux 6.8 the kernel does so in one request (CTA_FILTER on a flush). Older
-// kernels refuse that, and entries are listed, filtered by the kernel, and deleted
-// one by one.
-func (s *socket) forget(addr netip.Addr) error {
-	family, source := byte(unix.AF_INET), uint16(ctaIPv4Src)
-	if addr.Is6() {
-		family, source = unix.AF_INET6, ctaIPv6Src
+// forget deletes the conntrack entries of a session's connections, both families in
+// one request if the addresses are twins. A rule of prerouting_nat has marked them
+// with the tunnel address. (The kernel can also be asked for entries by source
+// address, but up to Linux 6.18 at least it deletes those of everybody else when
+// the address is an IPv6 one: the comparison in ctnetlink_filter_match_tuple is
+// inverted.)
+func (s *socket) forget(v4, v6 netip.Addr) error {
+	mark4, mark6 := marks(v4, v6)
+	err := s.flush(mark4)
+	if mark6 != mark4 && err == nil {
+		err = s.flush(mark6)
 	}
-	body := attributes(func(ae *netlink.AttributeEncoder) {
-		nest(ae, ctaTupleOrig, func(ae *netlink.AttributeEncoder) {
-			nest(ae, ctaTupleIP, func(ae *netlink.AttributeEncoder) { ae.Bytes(source, addr.AsSlice()) })
-		})
-		nest(ae, ctaFilter, func(ae *netlink.AttributeEncoder) {
-			ae.ByteOrder = binary.NativeEndian
-			ae.Uint32(ctaFilterOrigFlags, filterIPSrc)
-		})
-	})
-	_, err := s.do(message{kind: subsysConntrack<<8 | ctDelete, flags: unix.NLM_F_ACK, family: family, body: body})
-	if err == nil {
-		return nil
-	}
-	return s.forgetEach(family, body)
+	return err
 }
 
-// forgetEach lists the entries that the filter in body matches and deletes them.
-func (s *socket) forgetEach(family byte, body []byte) error {
-	entries, err := s.do(message{kind: subsysConntrack<<8 | ctGet, flags: unix.NLM_F_DUMP, family: family, body: body})
-	for _, entry := range entries {
-		// The entry is named by its tuple and its id, as the kernel told them.
-		name := attributes(func(ae *netlink.AttributeEncoder) {
-			each(entry.body, func(kind uint16, b []byte) {
-				if kind == ctaTupleOrig || kind == ctaID {
-					ae.Bytes(kind|map[bool]uint16{true: unix.NLA_F_NESTED}[kind == ctaTupleOrig], b)
-				}
-			})
-		})
-		_, e := s.do(message{kind: subsysConntrack<<8 | ctDelete, flags: unix.NLM_F_ACK, family: family, body: name})
-		if e != unix.ENOENT && err == nil { // one that ended by itself is gone as well
-			err = e
-		}
-	}
+// marks returns the conntrack marks of a session's connections. The mark of IPv4
+// ones is the tunnel address; that of IPv6 ones has the low 16 bits of theirs.
+func marks(v4, v6 netip.Addr) (mark4, mark6 [4]byte) {
+	low := v6.As16()
+	mark4 = v4.As4()
+	return mark4, [4]byte{mark4[0], mark4[1], low[14], low[15]}
+}
+
+func (s *socket) flush(mark [4]byte) error {
+	body := attributes(func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(ctaMark, binary.NativeEndian.Uint32(mark[:])) // the rule copies the bytes as they are
+		ae.Uint32(ctaMarkMask, 1<<32-1)
+	})
+	_, err := s.do(message{kind: subsysConntrack<<8 | ctDelete, flags: unix.NLM_F_ACK, body: body})
 	return err
 }

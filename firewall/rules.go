@@ -121,6 +121,12 @@ func (c renderer) prerouting() string {
 
 func (c renderer) redirect() string {
 	var r rules
+	for _, t := range c.Tunnels {
+		// The mark by which the connections of a session are forgotten; see marks.
+		net := t.V4.Addr().As4()
+		r.add(`iifname "%s" ip saddr %v ct mark set @nh,96,32`, t.Interface, t.V4)
+		r.add(`iifname "%s" ip6 saddr %v ct mark set @nh,160,32 and 0x0000ffff or 0x%02x%02x0000`, t.Interface, t.V6, net[0], net[1])
+	}
 	for _, p := range c.Ports {
 		to := fmt.Sprint(p.Daemons[0])
 		for _, family := range []string{"ip", "ip6"} {

@@ -1,0 +1,8 @@
+package firewall
+
+// ParseAnswers reads a datagram as the kernel would send it and returns how many
+// elements it tells of.
+func ParseAnswers(b []byte) (int, error) {
+	list, err := counts(parse(b))
+	return len(list), err
+}

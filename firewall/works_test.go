@@ -1,0 +1,589 @@
+package firewall_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lethe/fault"
+	"lethe/firewall"
+	"lethe/session"
+)
+
+// TestPasses shows that what should pass does: customers reach the internet over
+// IPv4 and IPv6 from a random port, the resolver, and the VPN ports; the server
+// reaches the control plane and, as the resolver's user, DNS servers.
+func TestPasses(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	l.full(nil)
+	l.admit(k)
+	l.echo(l.inet, "203.0.113.9:53", "203.0.113.9:8443", "[2001:db8:9::9]:8443")
+	for _, c := range l.clients {
+		for _, remote := range []string{"203.0.113.9:7", "[2001:db8:9::9]:7"} {
+			for _, network := range []string{"udp", "tcp"} {
+				if !l.reach(c.ns, network, "", remote) {
+					t.Errorf("%s from a client to %s does not pass", network, remote)
+				}
+				if p := l.far.last(); p.Port() < firewall.FirstExitPort || p.Port() > firewall.LastExitPort {
+					t.Errorf("a client leaves from port %d", p.Port())
+				}
+			}
+		}
+		if out, err := exec.Command("ip", "netns", "exec", c.ns, "ping", "-c1", "-W1", "203.0.113.9").CombinedOutput(); err != nil {
+			t.Errorf("ping: %v: %s", err, out)
+		}
+	}
+	l.echo(l.server, "10.64.0.1:53", "[fd6c:6574:6865::1]:53")
+	for _, remote := range []string{"10.64.0.1:53", "[fd6c:6574:6865::1]:53"} {
+		if !l.reach(l.clients[0].ns, "udp", "", remote) || !l.reach(l.clients[0].ns, "tcp", "", remote) {
+			t.Errorf("the resolver at %s cannot be reached", remote)
+		}
+	}
+	for _, remote := range []string{"203.0.113.9:8443", "[2001:db8:9::9]:8443"} {
+		if !l.reach(l.server, "tcp", "", remote) {
+			t.Errorf("the control plane at %s cannot be reached", remote)
+		}
+	}
+	if !l.as(4242, "udp", "203.0.113.9:53") || !l.as(4242, "tcp", "203.0.113.9:53") {
+		t.Error("the resolver cannot ask")
+	}
+}
+
+// TestDistribution shows that customers are spread over the daemons of a port,
+// and that one address always comes to the same.
+func TestDistribution(t *testing.T) {
+	l := newLab(t)
+	l.full(nil)
+	daemons := map[int]*echo{}
+	for _, p := range []int{21194, 21195, 20443, 20444} {
+		daemons[p] = l.echo(l.server, fmt.Sprintf("%s:%d", serverV4, p), fmt.Sprintf("[%s]:%d", serverV6, p))
+	}
+	for i := range 16 {
+		l.address(l.inet, "up0", fmt.Sprintf("198.51.100.%d/24", 100+i), fmt.Sprintf("2001:db8:1::%d/64", 100+i))
+	}
+	for _, c := range []struct{ network, source, to string }{
+		{"udp", "198.51.100.%d:0", serverV4 + ":1194"}, {"udp", "[2001:db8:1::%d]:0", "[" + serverV6 + "]:1194"},
+		{"tcp", "198.51.100.%d:0", serverV4 + ":443"}, {"tcp", "[2001:db8:1::%d]:0", "[" + serverV6 + "]:443"},
+	} {
+		used := map[int]int{}
+		for i := range 16 {
+			first := -1
+			for range 3 {
+				before := map[int]int32{}
+				for p, d := range daemons {
+					before[p] = d.count.Load()
+				}
+				if !l.reach(l.inet, c.network, fmt.Sprintf(c.source, 100+i), c.to) {
+					t.Fatalf("%s to %s gets no answer", c.network, c.to)
+				}
+				for p, d := range daemons {
+					if d.count.Load() > before[p] {
+						used[p]++
+						if first >= 0 && p != first {
+							t.Errorf("%s: one address came to two daemons", c.to)
+						}
+						first = p
+					}
+				}
+			}
+		}
+		if len(used) != 2 {
+			t.Errorf("%s %s: daemons used: %v, want two", c.network, c.to, used)
+		}
+	}
+}
+
+// TestClosed shows that nothing passes before the full rules are loaded, and that
+// going back does not lose a live session.
+func TestClosed(t *testing.T) {
+	l := newLab(t)
+	l.load(firewall.Closed())
+	k := l.counters()
+	l.admit(k)
+	c := l.clients[0]
+	l.echo(l.server, serverV4+":22", "10.64.0.1:53", "127.0.0.1:22")
+	probe := func() map[string]bool {
+		return map[string]bool{
+			"client to internet":       l.reach(c.ns, "udp", "", "203.0.113.9:7"),
+			"client to internet, IPv6": l.reach(c.ns, "tcp", "", "[2001:db8:9::9]:7"),
+			"client to resolver":       l.reach(c.ns, "udp", "", "10.64.0.1:53"),
+			"internet to server":       l.reach(l.inet, "tcp", "", serverV4+":22"),
+			"server to internet":       l.reach(l.server, "tcp", "", inetV4+":7"),
+			"server to internet, IPv6": l.reach(l.server, "udp", "", "["+inetV6+"]:7"),
+		}
+	}
+	for what, passes := range probe() {
+		if passes {
+			t.Errorf("%s passes", what)
+		}
+	}
+	if !l.reach(l.server, "tcp", "", "127.0.0.1:22") {
+		t.Error("the server does not reach itself")
+	}
+	inNS(t, l.server, func() {
+		if err := firewall.Remove(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for what, passes := range probe() {
+		if !passes && !strings.HasPrefix(what, "client to internet") { // there is no NAT
+			t.Errorf("%s does not pass without rules either: the test shows nothing", what)
+		}
+	}
+}
+
+// TestCounts compares the kernel's counts with what the stand-ins for OpenVPN
+// carried, to the byte, over both families, across a swap of the rules.
+func TestCounts(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	rules := l.full(nil)
+	l.admit(k)
+	live, err := k.List()
+	if err != nil || len(live) != 3 || !slices.Contains(live, l.clients[2].v4) {
+		t.Errorf("%d live addresses, %v, want three", len(live), err)
+	}
+	for i, c := range l.clients {
+		for n := range 20 * (i + 1) {
+			size := 1 + (n*97)%1200
+			l.burst(c, "203.0.113.9:7", size)
+			l.burst(c, "[2001:db8:9::9]:7", size)
+		}
+		if i == 0 { // a new agent loads the rules again
+			l.load(rules)
+		}
+	}
+	for i, c := range l.clients {
+		in, out, err := k.Read(c.v4, c.v6)
+		if err != nil || in == 0 || in != c.got.Load() || out != c.sent.Load() {
+			t.Errorf("client %d: counted %d in, %d out, %v; carried %d, %d", i, in, out, err, c.got.Load(), c.sent.Load())
+		}
+		in2, out2, err := k.Take(c.v4, c.v6)
+		if err != nil || in2 != in || out2 != out {
+			t.Errorf("client %d: took %d, %d, %v; read %d, %d", i, in2, out2, err, in, out)
+		}
+		if l.reach(c.ns, "udp", "", "203.0.113.9:7") {
+			t.Errorf("client %d: traffic passes after the end", i)
+		}
+	}
+}
+
+// burst sends one datagram of that size and waits for its echo.
+func (l *lab) burst(c *client, remote string, size int) {
+	l.t.Helper()
+	inNS(l.t, c.ns, func() {
+		conn, err := net.Dial("udp", remote)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err := conn.Write(make([]byte, size)); err != nil {
+			l.t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 2000)); err != nil || n != size {
+			l.t.Fatalf("echo of %d bytes: %d, %v", size, n, err)
+		}
+	})
+}
+
+// TestBulk shows that the counts are right within the promised 1 % for TCP in bulk,
+// where the kernel carries several segments as one packet.
+func TestBulk(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	l.full(nil)
+	l.admit(k)
+	const size = 20e6
+	var ln net.Listener
+	inNS(t, l.inet, func() {
+		var err error
+		if ln, err = net.Listen("tcp", ":80"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write(make([]byte, size))
+			_ = c.Close()
+		}
+	}()
+	for i, remote := range []string{"203.0.113.9:80", "[2001:db8:9::9]:80"} {
+		c := l.clients[i]
+		var conn net.Conn
+		inNS(t, c.ns, func() {
+			var err error
+			if conn, err = net.Dial("tcp", remote); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n, err := io.Copy(io.Discard, conn); err != nil || n != size {
+			t.Fatal(n, err)
+		}
+		_ = conn.Close()
+		time.Sleep(20 * time.Millisecond)
+		in, out, err := k.Read(c.v4, c.v6)
+		t.Logf("%s: in %d out %d %v carried %d %d: off %.2f%%", remote, in, out, err, c.got.Load(), c.sent.Load(), 100*(float64(in)/float64(c.got.Load())-1))
+	}
+}
+
+// TestForget shows that the kernel knows nothing of a client's connections after
+// its end, and everything of others'.
+func TestForget(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	l.full(nil)
+	l.admit(k)
+	tracked := func() (n int) {
+		inNS(t, l.server, func() {
+			b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+		})
+		return n
+	}
+	base := tracked()
+	for i, c := range l.clients {
+		for range 5 * (i + 1) {
+			l.burst(c, "203.0.113.9:7", 10)
+			l.burst(c, "[2001:db8:9::9]:7", 10)
+		}
+	}
+	if n := tracked(); n != base+60 {
+		t.Fatalf("%d connections tracked, want %d", n, base+60)
+	}
+	if _, _, err := k.Take(l.clients[0].v4, l.clients[0].v6); err != nil {
+		t.Error(err)
+	}
+	if n := tracked(); n != base+50 {
+		t.Errorf("%d connections tracked after the first client's end, want %d", n, base+50)
+	}
+	// Addresses that are no twins: what either marks is forgotten.
+	if _, _, err := k.Take(l.clients[2].v4, l.clients[0].v6); err != nil {
+		t.Error(err)
+	}
+	if n := tracked(); n != base+20 {
+		t.Errorf("%d connections tracked after the third client's end, want %d", n, base+20)
+	}
+}
+
+func TestCountersRefuse(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	c := l.clients[0]
+	wrong := []error{k.Add(c.v6, c.v4)}
+	_, _, err := k.Read(c.v4, netip.Addr{})
+	wrong = append(wrong, err)
+	_, _, err = k.Take(c.v4, netip.MustParseAddr("::ffff:10.64.0.5"))
+	for _, err := range append(wrong, err) {
+		if fault.Of(err) != fault.Invalid {
+			t.Errorf("wrong family: %v", err)
+		}
+	}
+	if err := k.Add(c.v4, c.v6); fault.Of(err) != fault.Unavailable {
+		t.Errorf("without rules: %v", err)
+	}
+	if _, err := k.List(); fault.Of(err) != fault.Unavailable {
+		t.Errorf("list without rules: %v", err)
+	}
+	l.full(nil)
+	for _, get := range []func(a, b netip.Addr) (uint64, uint64, error){k.Read, k.Take} {
+		if in, out, err := get(c.v4, c.v6); in != 0 || out != 0 || fault.Of(err) != fault.NotFound {
+			t.Errorf("nobody there: %d, %d, %v", in, out, err)
+		}
+	}
+	if err := k.Add(c.v4, c.v6); err != nil {
+		t.Fatal(err)
+	}
+	other := l.clients[1]
+	if err := k.Add(other.v4, c.v6); fault.Of(err) != fault.Conflict {
+		t.Errorf("an address twice: %v", err)
+	}
+	if live, _ := k.List(); len(live) != 1 {
+		t.Errorf("a refused Add leaves %d addresses, want 1", len(live))
+	}
+	l.burst(c, "203.0.113.9:7", 100)
+	l.load(fmt.Sprintf("delete element inet lethe down6 { %v }\n", c.v6))
+	if in, out, err := k.Read(c.v4, c.v6); err != nil || in != 128 || out != 128 {
+		t.Errorf("one element missing: read %d, %d, %v", in, out, err)
+	}
+	if in, out, err := k.Take(c.v4, c.v6); err != nil || in != 128 || out != 128 {
+		t.Errorf("one element missing: took %d, %d, %v", in, out, err)
+	}
+	if live, err := k.List(); len(live) != 0 || err != nil {
+		t.Errorf("%d live addresses at the end, %v", len(live), err)
+	}
+	_ = k.Close()
+	if err := k.Add(c.v4, c.v6); fault.Of(err) != fault.Internal {
+		t.Errorf("closed: %v", err)
+	}
+	if _, _, err := k.Take(c.v4, c.v6); fault.Of(err) != fault.Internal {
+		t.Errorf("closed: %v", err)
+	}
+}
+
+// TestManyElements reads a set that does not fit one datagram.
+func TestManyElements(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	l.full(nil)
+	v4, v6 := l.clients[0].v4, l.clients[0].v6
+	for range 5000 {
+		if err := k.Add(v4, v6); err != nil {
+			t.Fatal(err)
+		}
+		v4, v6 = v4.Next(), v6.Next()
+	}
+	live, err := k.List()
+	if err != nil || len(live) != 5000 {
+		t.Errorf("%d live addresses, %v", len(live), err)
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	l := newLab(t)
+	k := l.counters()
+	l.full(nil)
+	l.admit(k)
+	inNS(t, l.server, func() {
+		err := firewall.Load(t.Context(), firewall.Closed()+"add rule inet lethe nowhere drop\n")
+		if err == nil || strings.Contains(err.Error(), "nowhere") {
+			t.Errorf("broken rules: %v", err)
+		}
+	})
+	if !l.reach(l.clients[0].ns, "udp", "", "203.0.113.9:7") {
+		t.Error("refused rules have replaced the good ones in part")
+	}
+}
+
+// TestSegmentSize shows that a connection's segments fit the tunnel.
+func TestSegmentSize(t *testing.T) {
+	l := newLab(t)
+	l.ip("-n", l.server, "link", "set", "lethe0", "mtu", "1300")
+	k := l.counters()
+	l.full(nil)
+	l.admit(k)
+	for _, c := range []struct {
+		remote string
+		most   int
+	}{{"203.0.113.9:7", 1260}, {"[2001:db8:9::9]:7", 1240}} {
+		inNS(t, l.clients[0].ns, func() {
+			conn, err := net.Dial("tcp", c.remote)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			raw, _ := conn.(*net.TCPConn).SyscallConn()
+			_ = raw.Control(func(fd uintptr) {
+				if mss, err := unix.GetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_MAXSEG); err != nil || mss > c.most {
+					t.Errorf("%s: segments of %d bytes, %v, want at most %d", c.remote, mss, err, c.most)
+				}
+			})
+		})
+	}
+}
+
+// TestSilent reads the loaded rules back as the kernel has them and looks for
+// statements that tell or remember something.
+func TestSilent(t *testing.T) {
+	l := newLab(t)
+	for name, rules := range map[string]string{"closed": firewall.Closed(), "full": l.full(nil)} {
+		l.load(rules)
+		out, err := exec.Command("ip", "netns", "exec", l.server, "nft", "-j", "list", "ruleset").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bad := loud(t, out); len(bad) > 0 {
+			t.Errorf("%s rules contain %v", name, bad)
+		}
+	}
+	if len(loud(t, []byte(`{"rule":{"expr":[{"queue":{"num":1}}]}}`))) == 0 { // not every kernel can load it
+		t.Error("the search does not find a queue")
+	}
+	for _, statement := range []string{"log", "log group 1", "meta nftrace set 1", "update @up4 { ip saddr }"} {
+		text := strings.Replace(firewall.Closed(), `iifname "lo" accept`, statement, 1)
+		if strings.HasPrefix(statement, "update") {
+			text = strings.Replace(text, "set up4 { type ipv4_addr; counter; }", "set seen { type ipv4_addr; size 9; flags dynamic; }", 1)
+			text = strings.Replace(text, "@up4", "@seen", 1)
+		}
+		l.load(text)
+		out, err := exec.Command("ip", "netns", "exec", l.server, "nft", "-j", "list", "ruleset").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(loud(t, out)) == 0 {
+			t.Errorf("the search does not find %q", statement)
+		}
+	}
+}
+
+// loud returns what in an nft ruleset (libnftables-json(5)) speaks.
+func loud(t *testing.T, ruleset []byte) (bad []string) {
+	var tree any
+	if err := json.Unmarshal(ruleset, &tree); err != nil {
+		t.Fatal(err)
+	}
+	sets := []string{"up4", "up6", "down4", "down6"}
+	var walk func(any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case []any:
+			for _, x := range v {
+				walk(x)
+			}
+		case map[string]any:
+			for key, x := range v {
+				object, _ := x.(map[string]any)
+				name, _ := object["name"].(string)
+				switch {
+				case slices.Contains([]string{"log", "queue", "dup", "fwd", "meter", "tproxy"}, key), x == "nftrace", object["op"] == "update",
+					key == "set" && name != "" && !slices.Contains(sets, name):
+					bad = append(bad, key)
+				}
+				walk(x)
+			}
+		}
+	}
+	walk(tree)
+	return bad
+}
+
+func TestHarden(t *testing.T) {
+	l := newLab(t)
+	inNS(t, l.server, func() {
+		for name, want := range map[string]string{
+			"ipv4/ip_forward": "1", "netfilter/nf_conntrack_acct": "0", "netfilter/nf_conntrack_timestamp": "0",
+			"ipv4/tcp_no_metrics_save": "1", "ipv4/conf/up0/rp_filter": "1", "ipv4/ip_local_port_range": "32768\t60999",
+		} {
+			if b, err := os.ReadFile("/proc/sys/net/" + name); err != nil || strings.TrimSpace(string(b)) != want {
+				t.Errorf("%s is %q, %v", name, b, err)
+			}
+		}
+	})
+	// Trees where one setting is missing or does not take.
+	dir := t.TempDir()
+	if err := firewall.Harden(dir); err == nil {
+		t.Error("an empty tree is hardened")
+	}
+	fake := filepath.Join(dir, "ipv4", "ip_forward")
+	if err := os.MkdirAll(filepath.Dir(fake), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/null", fake); err != nil {
+		t.Fatal(err)
+	}
+	if err := firewall.Harden(dir); err == nil || !strings.Contains(err.Error(), `got "", want "1"`) {
+		t.Errorf("a setting that does not take: %v", err)
+	}
+}
+
+func good() firewall.Config {
+	return firewall.Config{
+		Uplinks: []string{"eth0"}, Tunnels: []firewall.Tunnel{{Interface: "lethe0", Subnets: session.SubnetsOf(0)}},
+		Ports:     []firewall.Port{{Network: "udp", Public: 1194, Daemons: []uint16{21194}}},
+		Resolvers: []netip.Addr{netip.MustParseAddr("10.64.0.1")}, BlockTCP: []uint16{25},
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if text, err := good().Rules(); err != nil || !strings.Contains(text, "udp dport 1194 fib daddr type local redirect to :21194\n") {
+		t.Errorf("%v:\n%s", err, text)
+	}
+	for name, spoil := range map[string]func(*firewall.Config){
+		"no uplink":      func(c *firewall.Config) { c.Uplinks = nil },
+		"injection":      func(c *firewall.Config) { c.Uplinks = []string{"eth0\" accept #"} },
+		"loopback":       func(c *firewall.Config) { c.Uplinks = []string{"lo"} },
+		"one name twice": func(c *firewall.Config) { c.Uplinks = []string{"lethe0"} },
+		"public tunnel":  func(c *firewall.Config) { c.Tunnels[0].V4 = netip.MustParsePrefix("198.51.100.0/24") },
+		"no IPv6 tunnel": func(c *firewall.Config) { c.Tunnels[0].V6 = netip.Prefix{} },
+		"overlap": func(c *firewall.Config) {
+			c.Tunnels = append(c.Tunnels, firewall.Tunnel{Interface: "lethe1", Subnets: session.SubnetsOf(0)})
+		},
+		"no network":           func(c *firewall.Config) { c.Ports[0].Network = "sctp" },
+		"no daemon":            func(c *firewall.Config) { c.Ports[0].Daemons = nil },
+		"public port too high": func(c *firewall.Config) { c.Ports[0].Public = 40000 },
+		"public port twice":    func(c *firewall.Config) { c.Ports = append(c.Ports, c.Ports[0]) },
+		"daemon port too high": func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{40000} },
+		"daemon port too low":  func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{443} },
+		"daemon port public":   func(c *firewall.Config) { c.Ports[0].Public = 21194 },
+		"resolver mapped":      func(c *firewall.Config) { c.Resolvers[0] = netip.MustParseAddr("::ffff:10.64.0.1") },
+		"control without port": func(c *firewall.Config) { c.Control = []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:0")} },
+		"mail allowed":         func(c *firewall.Config) { c.BlockTCP = []uint16{465} },
+	} {
+		c := good()
+		spoil(&c)
+		if _, err := c.Rules(); err == nil || !strings.HasPrefix(err.Error(), "firewall: ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzParseAnswers(f *testing.F) {
+	header := func(kind uint16, body []byte) []byte {
+		b := make([]byte, 16, 64)
+		b[0], b[4], b[5] = byte(16+len(body)), byte(kind), byte(kind>>8)
+		return append(b, body...)
+	}
+	f.Add(header(2, []byte{0xfe, 0xff, 0xff, 0xff}))
+	f.Add(header(10<<8|unix.NFT_MSG_NEWSETELEM, []byte{1, 0, 0, 0, 12, 0, 3, 0x80, 8, 0, 1, 0x80, 4, 0, 1, 0}))
+	f.Add(bytes.Repeat([]byte{16, 0, 0, 0}, 8))
+	f.Fuzz(func(t *testing.T, b []byte) { _, _ = firewall.ParseAnswers(b) })
+}
+
+// BenchmarkSession is the work of one session: add, read, and take with its
+// connections forgotten, beside a thousand others.
+func BenchmarkSession(b *testing.B) {
+	l := newLab(b)
+	k := l.counters()
+	l.full(nil)
+	v4, v6 := netip.MustParseAddr("10.64.8.0"), netip.MustParseAddr("fd6c:6574:6865::800")
+	for range 1000 {
+		if err := k.Add(v4, v6); err != nil {
+			b.Fatal(err)
+		}
+		v4, v6 = v4.Next(), v6.Next()
+	}
+	work := []struct {
+		name string
+		f    func() error
+	}{
+		{"add", func() error { return k.Add(v4, v6) }},
+		{"read", func() error { _, _, err := k.Read(v4, v6); return err }},
+		{"take", func() error { _, _, err := k.Take(v4, v6); return err }},
+	}
+	took := make([]time.Duration, len(work))
+	for b.Loop() {
+		for i, w := range work {
+			began := time.Now()
+			if err := w.f(); err != nil {
+				b.Fatal(err)
+			}
+			took[i] += time.Since(began)
+		}
+	}
+	for i, w := range work {
+		b.ReportMetric(float64(took[i].Microseconds())/float64(b.N), w.name+"-µs/op")
+	}
+}
