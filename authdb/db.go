@@ -142,8 +142,9 @@ func (db *DB) Size() (n int) {
 // find asks every segment, found or not, so that the work tells nothing. The
 // caller has acquired db.
 func (db *DB) find(key *RowKey) (h hit) {
+	hi, lo := key.halves()
 	for _, s := range db.segments {
-		p := s.probe(key)
+		p := s.probe(hi, lo)
 		h.secret[0] = h.secret[0]&^p.mask | p.secret[0]&p.mask
 		h.secret[1] = h.secret[1]&^p.mask | p.secret[1]&p.mask
 		h.meta = h.meta&^p.mask | p.meta&p.mask

@@ -11,7 +11,7 @@ import (
 	"lethe/fault"
 )
 
-// The layout of a segment; all numbers little endian:
+// The layout of a segment; all numbers little endian, keys as bytes:
 //
 //	 0  8  magic
 //	 8  4  format version
@@ -19,32 +19,43 @@ import (
 //	16  8  first sequence number; 0 in a base
 //	24  8  last sequence number
 //	32 32  hash key
-//	64     offset table: 2^b + 1 numbers of 4 bytes, b = bitsFor(n); entry i is the number of
-//	       rows whose key's leading b bits are less than i
-//	       n rows of 36 bytes: key 16, secret 16, paid until 2, flags 2
+//	64     slots of 32 bytes: key 12, secret 16, paid until 2, flags 2; in an empty slot the key is
+//	       twelve bytes 0xff and the rest zero
 //	       CRC-32C (RFC 3720, B.4) of all that stands before
+//
+// With m = homes(n), the home of a row is the slot floor(k*m/2^64), where k is the
+// key's first 8 bytes as a big-endian number. Rows stand in the order of their
+// keys, each in its home or, if the row before it is there or further, right
+// after that row. There are m slots, or as many as the last row needs, and one
+// more, which is empty. So the rows alone decide every byte.
 const (
 	magic      = "LetheADB"
 	version    = 1
 	headSize   = 64
-	rowSize    = 36
+	rowSize    = 32
 	crcSize    = 4
 	maxRows    = 1 << 30
 	flagOff    = 1 << 0 // Row.Disabled
 	flagDelete = 1 << 1 // Row.Deleted
 
-	// maxBucket bounds the work of a look-up whatever a segment holds. With
-	// uniform keys a bucket has at most four rows on average; one of 48 is less
-	// likely than 10^-30.
-	maxBucket = 48
+	// maxShift bounds how far from its home a row may stand and so the work of a
+	// look-up, whatever a segment holds. Hashes at seven eighths full are shifted by
+	// three slots on average; a shift of w has a probability of about e^(-w/4).
+	maxShift = 512
 )
 
-// bitsFor returns how many leading bits of the key choose the bucket among n
-// rows: two to four rows a bucket on average.
-func bitsFor(n int) int { return bits.Len(uint(n / 4)) }
+// empty is the content of an empty slot. Its key is greater than every row's, so
+// that a look-up stops at it as at any greater key.
+var empty = [rowSize]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// sizeFor returns the exact size of a segment of n rows in bytes.
-func sizeFor(n int) int { return headSize + 4*(1<<bitsFor(n)+1) + rowSize*n + crcSize }
+// homes returns the number of home slots for n rows, which fill 7/8 of them.
+func homes(n int) uint64 { return uint64(n) + uint64(n)/7 + 1 }
+
+// home returns the home slot among m of a key whose first 8 bytes are hi.
+func home(hi, m uint64) int {
+	slot, _ := bits.Mul64(hi, m)
+	return int(slot)
+}
 
 func refuse(format string, args ...any) error {
 	return fault.New(fault.Untrusted, "authentication segment: "+fmt.Sprintf(format, args...))
@@ -59,15 +70,13 @@ type Segment struct {
 	head  Head
 	size  int
 	n     int
-	shift int    // 64 minus the number of bucket bits
-	table []byte // offset table
-	rows  []byte
+	homes uint64 // homes(n)
+	slots []byte
 }
 
 // Open checks b completely and returns it as a segment. Nobody may change b
 // afterwards; mapped memory must not be able to shrink (see [Map]). Errors are of
-// kind [fault.Untrusted] and name the first thing that is wrong. 4 million rows
-// take about 50 ms.
+// kind [fault.Untrusted] and name the first thing that is wrong.
 func Open(b []byte) (*Segment, error) {
 	if len(b) < headSize || string(b[:8]) != magic {
 		return nil, refuse("no segment begins here")
@@ -75,68 +84,68 @@ func Open(b []byte) (*Segment, error) {
 	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
 		return nil, refuse("format version %d, want %d", v, version)
 	}
+	end := len(b) - crcSize
 	n := int(binary.LittleEndian.Uint32(b[12:]))
-	if n > maxRows || len(b) != sizeFor(n) {
+	if n > maxRows || (end-headSize)%rowSize != 0 || uint64(end-headSize)/rowSize <= homes(n) {
 		return nil, refuse("%d bytes do not fit %d rows", len(b), n)
 	}
-	end := len(b) - crcSize
 	if crc32.Checksum(b[:end], crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(b[end:]) {
 		return nil, refuse("damaged: the CRC does not match")
 	}
-	s := &Segment{size: len(b), n: n, shift: 64 - bitsFor(n)}
+	s := &Segment{size: len(b), n: n, homes: homes(n), slots: b[headSize:end]}
 	s.head.From, s.head.To = binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
 	s.head.HashKey = HashKey(b[32:headSize])
-	s.table, s.rows = b[headSize:end-rowSize*n], b[end-rowSize*n:end]
 	if s.head.From > s.head.To {
 		return nil, refuse("sequence numbers %d to %d run backwards", s.head.From, s.head.To)
 	}
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	s.claim.take(nil)
+	s.take(nil)
 	return s, nil
 }
 
-// check walks table and rows once: every offset in order, every row in its
-// bucket and greater than the one before, every value one that Build writes.
+// check walks the slots once: every row in order and in the one place where it
+// may stand, every value one that Build writes, an empty slot at the end.
 func (s *Segment) check() error {
-	offset := func(i int) int { return int(binary.LittleEndian.Uint32(s.table[4*i:])) }
-	buckets := len(s.table)/4 - 1
-	if offset(0) != 0 || offset(buckets) != s.n {
-		return refuse("offsets run from %d to %d, want 0 to %d", offset(0), offset(buckets), s.n)
+	var lastHi uint64
+	var lastLo uint32
+	next, rows := 0, 0 // next is the first slot that the next row may stand in
+	for slot := range len(s.slots) / rowSize {
+		b := (*[rowSize]byte)(s.slots[rowSize*slot:])
+		if *b == empty {
+			continue
+		}
+		hi, lo := (*RowKey)(b[:]).halves()
+		if rows > 0 && (hi < lastHi || hi == lastHi && lo <= lastLo) {
+			return refuse("the row in slot %d is out of order", slot)
+		}
+		if h := home(hi, s.homes); slot != max(h, next) || slot-h > maxShift {
+			return refuse("the row in slot %d belongs elsewhere", slot)
+		}
+		if !s.allowed(b) {
+			return refuse("the row in slot %d has an impossible key or flags", slot)
+		}
+		lastHi, lastLo, next = hi, lo, slot+1
+		rows++
 	}
-	var last [2]uint64
-	for i, lo := 0, 0; i < buckets; i++ {
-		hi := offset(i + 1)
-		if hi < lo || hi > s.n || hi-lo > maxBucket {
-			return refuse("bucket %d goes from row %d to %d", i, lo, hi)
-		}
-		for ; lo < hi; lo++ {
-			row := s.rows[rowSize*lo:][:rowSize]
-			key := [2]uint64{binary.BigEndian.Uint64(row), binary.BigEndian.Uint64(row[8:])}
-			if int(key[0]>>s.shift) != i {
-				return refuse("row %d is in the wrong bucket", lo)
-			}
-			if lo > 0 && (key[0] < last[0] || key[0] == last[0] && key[1] <= last[1]) {
-				return refuse("row %d is out of order", lo)
-			}
-			last = key
-			if !s.allowed(row) {
-				return refuse("row %d has impossible flags", lo)
-			}
-		}
+	if want := max(int(s.homes), next) + 1; rows != s.n || len(s.slots)/rowSize != want {
+		return refuse("%d rows in %d slots, want %d in %d", rows, len(s.slots)/rowSize, s.n, want)
 	}
 	return nil
 }
 
-// allowed reports whether the flags of an encoded row are possible in s. A
-// tombstone has only one form, or equal segments could differ in bytes.
-func (s *Segment) allowed(row []byte) bool {
-	switch flags := binary.LittleEndian.Uint16(row[34:]); flags {
+// allowed reports whether an encoded row is possible in s. A tombstone has only
+// one form, or equal segments could differ in bytes.
+func (s *Segment) allowed(b *[rowSize]byte) bool {
+	if RowKey(b[:12]) == RowKey(empty[:12]) {
+		return false
+	}
+	switch flags := binary.LittleEndian.Uint16(b[30:]); flags {
 	case 0, flagOff:
 		return true
 	case flagDelete:
-		return !s.head.Base() && [18]byte(row[16:34]) == [18]byte{}
+		return !s.head.Base() && [18]byte(b[12:30]) == [18]byte{}
 	default:
 		return false
 	}
@@ -151,7 +160,7 @@ func (s *Segment) Len() int { return s.n }
 // Size returns the size of the encoded segment in bytes.
 func (s *Segment) Size() int { return s.size }
 
-// Part returns what [Plan] and [Cover] want to know of the segment.
+// Part returns what [Plan] wants to know of the segment.
 func (s *Segment) Part() Part { return Part{Span: s.head.Span, Rows: s.n} }
 
 // Rows returns the rows in the order of their keys, tombstones included. It
@@ -162,8 +171,8 @@ func (s *Segment) Rows() iter.Seq[Row] {
 			return
 		}
 		defer s.release()
-		for at := 0; at < len(s.rows); at += rowSize {
-			if !yield(decode(s.rows[at:])) {
+		for c := newCursor(s); len(c.slots) > 0; c.next() {
+			if !yield(decode(c.slots)) {
 				return
 			}
 		}
@@ -175,14 +184,14 @@ func (s *Segment) Rows() iter.Seq[Row] {
 func (s *Segment) Close() { s.drop() }
 
 func decode(b []byte) Row {
-	flags := binary.LittleEndian.Uint16(b[34:])
+	flags := binary.LittleEndian.Uint16(b[30:])
 	return Row{
-		Key: RowKey(b[:16]), Secret: Secret(b[16:32]), PaidUntil: day.Day(binary.LittleEndian.Uint16(b[32:])),
+		Key: RowKey(b[:12]), Secret: Secret(b[12:28]), PaidUntil: day.Day(binary.LittleEndian.Uint16(b[28:])),
 		Disabled: flags&flagOff != 0, Deleted: flags&flagDelete != 0,
 	}
 }
 
-// encode appends the 36 bytes of r to b.
+// encode appends the 32 bytes of r to b.
 func (r *Row) encode(b []byte) []byte {
 	var flags uint16
 	if r.Disabled {
@@ -197,33 +206,27 @@ func (r *Row) encode(b []byte) []byte {
 }
 
 // hit is what a look-up found. Its mask is all ones when a row has the key and
-// zero when none has; then the other fields come from some other row.
+// zero when none has; then the other fields come from some other slot.
 type hit struct {
-	secret [2]uint64 // the row's bytes 16 to 31
+	secret [2]uint64 // the row's bytes 12 to 27
 	meta   uint64    // paid until and flags
 	mask   uint64
 }
 
-// probe looks for a key (its two halves in the row's byte order). It walks the
-// whole bucket and reads a row's secret whether the key is there or not, without a
-// branch that depends on it: an unknown name costs what a known one costs.
-func (s *Segment) probe(key *RowKey) (h hit) {
-	if s.n == 0 {
-		return h
+// probe looks for a key. It stops at the first slot whose key is not smaller and
+// reads what stands there, whether it is the row wanted or not: an unknown name
+// costs what a known one costs.
+func (s *Segment) probe(hi uint64, lo uint32) (h hit) {
+	b := s.slots[home(hi, s.homes)*rowSize:]
+	at := binary.BigEndian.Uint64(b)
+	for at < hi || at == hi && binary.BigEndian.Uint32(b[8:]) < lo {
+		b = b[rowSize:] // an empty slot comes at the latest at the end
+		at = binary.BigEndian.Uint64(b)
 	}
-	k0, k1 := binary.LittleEndian.Uint64(key[:]), binary.LittleEndian.Uint64(key[8:])
-	bucket := s.table[4*(bits.ReverseBytes64(k0)>>s.shift):][:8]
-	lo, hi := int(binary.LittleEndian.Uint32(bucket)), int(binary.LittleEndian.Uint32(bucket[4:]))
-	at := uint64(min(lo, s.n-1) * rowSize)
-	for i, end := uint64(lo*rowSize), uint64(hi*rowSize); i < end; i += rowSize {
-		row := s.rows[i:][:16]
-		x := (binary.LittleEndian.Uint64(row) ^ k0) | (binary.LittleEndian.Uint64(row[8:]) ^ k1)
-		same := (x|-x)>>63 - 1 // all ones if x is 0
-		at = at&^same | i&same
-		h.mask |= same
-	}
-	row := s.rows[at:][:rowSize]
-	h.secret = [2]uint64{binary.LittleEndian.Uint64(row[16:]), binary.LittleEndian.Uint64(row[24:])}
-	h.meta = uint64(binary.LittleEndian.Uint32(row[32:]))
+	b = b[:rowSize]
+	differ := at ^ hi | uint64(binary.BigEndian.Uint32(b[8:])^lo)
+	h.mask = (differ|-differ)>>63 - 1 // all ones if differ is 0
+	h.secret = [2]uint64{binary.LittleEndian.Uint64(b[12:]), binary.LittleEndian.Uint64(b[20:])}
+	h.meta = uint64(binary.LittleEndian.Uint32(b[28:]))
 	return h
 }
