@@ -2,9 +2,13 @@ package bundle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"lethe/fault"
@@ -41,4 +45,19 @@ func (h HTTP) Get(ctx context.Context, path string, max int64) (io.ReadCloser, e
 	}
 	_ = answer.Body.Close()
 	return nil, err
+}
+
+// Directory fetches from a published directory on the same machine.
+type Directory string
+
+// Get implements [Fetcher].
+func (d Directory) Get(_ context.Context, path string, _ int64) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(string(d), filepath.FromSlash(path)))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.Wrap(fault.NotFound, "bundle: the directory lacks a part", err)
+	case err != nil:
+		return nil, fault.Wrap(fault.Unavailable, "bundle: the directory cannot be read", err)
+	}
+	return f, nil
 }

@@ -41,26 +41,43 @@ func (s *Set) spans() []authdb.Span {
 	return spans
 }
 
-// Database opens the set's authentication database. It is independent of the
-// Set: it shares the memory, not the counting, and its owner closes it.
-func (s *Set) Database() (*authdb.DB, error) {
-	var segments []*authdb.Segment
+// Segments opens the set's segments, oldest first. They share the memory of the
+// Set and are counted apart from it; the caller closes them.
+func (s *Set) Segments() (segments []*authdb.Segment, err error) {
 	defer func() {
-		for _, g := range segments {
-			g.Close() // the database has its own claim
+		if err != nil {
+			closeAll(segments)
+			segments = nil
 		}
 	}()
 	for _, span := range s.spans() {
 		content, release, _ := s.Borrow(SegmentName(span))
 		g, err := authdb.Borrow(content, release)
 		if err != nil {
-			return nil, err
+			return segments, err
 		}
 		segments = append(segments, g)
 		if g.Head().Span != span {
-			return nil, fault.New(fault.Untrusted, "bundle: a segment is not the one its name says")
+			return segments, fault.New(fault.Untrusted, "bundle: a segment is not the one its name says")
 		}
 	}
+	return segments, nil
+}
+
+func closeAll(segments []*authdb.Segment) {
+	for _, g := range segments {
+		g.Close()
+	}
+}
+
+// Database opens the set's authentication database. It outlives the Set; its
+// owner closes it.
+func (s *Set) Database() (*authdb.DB, error) {
+	segments, err := s.Segments()
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(segments) // the database has its own claim
 	return authdb.NewDB(segments...)
 }
 
