@@ -21,6 +21,8 @@
 // saved response does not say when it was made.
 package api
 
+//go:generate go test . -run TestDocuments -update
+
 import (
 	"context"
 	"crypto/tls"

@@ -99,16 +99,16 @@ func (r reporter) tell(err error) *Problem {
 // serveDocument serves the finished document as JSON and YAML.
 func serveDocument(mux *http.ServeMux, path string, doc *huma.OpenAPI) {
 	yaml, err := doc.YAML()
+	if err != nil {
+		panic("api: internal error: the document cannot be written as YAML")
+	}
 	for ending, body := range map[string][]byte{"json": render(doc), "yaml": yaml} {
 		mux.HandleFunc("GET "+path+"."+ending, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/openapi+"+ending)
 			w.Header().Set("Cache-Control", "no-cache")
 			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-			_, _ = w.Write(body)
+			_, _ = w.Write(body) // the client being gone is nobody's failure
 		})
-	}
-	if err != nil {
-		panic("api: internal error: the document cannot be written as YAML")
 	}
 }
 

@@ -31,8 +31,11 @@ func TestDocuments(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
-			t.Errorf("doc/%s is not what the types say: run go test ./api -run TestDocuments -update", name)
+			t.Errorf("doc/%s is not what the types say: run go generate ./api", name)
 		}
+	}
+	if r := newService(t).do(t, "GET", "/v1/openapi.json", ""); !bytes.Equal(r.body, api.Documents()["openapi.json"]) {
+		t.Error("another document is served")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -34,12 +35,16 @@ type node struct {
 	client *http.Client
 }
 
-func newNode(t testing.TB) *node {
+func newNode(t testing.TB, change ...func(*http.Server)) *node {
 	t.Helper()
 	n := &node{dir: filepath.Join(t.TempDir(), "bundles"), places: &places{d: directory(2)}, sink: &sink{}, log: &lockedBuffer{}, ca: newAuthority(t)}
 	log := event.New(n.log)
 	h := api.NewNode(api.NodeDeps{Directory: n.places, Usage: n.sink, Bundles: n.dir}, log)
-	n.addr = serve(t, api.Server(h, api.NodeTLS(n.ca.server(t), n.ca.pool), log))
+	srv := api.Server(h, api.NodeTLS(n.ca.server(t), n.ca.pool), log)
+	for _, c := range change {
+		c(srv)
+	}
+	n.addr = serve(t, srv)
 	n.client = n.as(t, n.ca, "nl-ams-1", x509.ExtKeyUsageClientAuth, time.Now().Add(time.Hour))
 	return n
 }
@@ -271,5 +276,29 @@ func TestBundle(t *testing.T) {
 	}
 	if r := n.do(t, "GET", "/node/v1/bundle/freshness.json", ""); os.Geteuid() != 0 && r.StatusCode != 404 {
 		t.Errorf("an unreadable file: status %d", r.StatusCode)
+	}
+}
+
+// TestSlowDownload: a segment on a slow line takes longer than the server's
+// deadline for answers, and arrives whole.
+func TestSlowDownload(t *testing.T) {
+	n := newNode(t, func(srv *http.Server) { srv.WriteTimeout = 100 * time.Millisecond })
+	segment := bytes.Repeat([]byte("segment "), 2<<20) // 16 MiB: more than sockets buffer
+	name := "files/" + strings.Repeat("a", 64)
+	if err := os.MkdirAll(filepath.Join(n.dir, "files"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, name), segment, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := n.client.Get("https://" + n.addr + "/node/v1/bundle/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	time.Sleep(300 * time.Millisecond) // the slow line
+	got, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(got, segment) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(segment), err)
 	}
 }

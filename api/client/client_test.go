@@ -247,7 +247,9 @@ func TestStrangeServices(t *testing.T) {
 		text   string
 		kind   fault.Kind
 	}{
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://example.org/", 302) }, "neither", fault.Unavailable},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://example.org/", http.StatusFound)
+		}, "neither", fault.Unavailable},
 		"portal": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			w.WriteHeader(511)
