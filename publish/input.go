@@ -30,9 +30,18 @@ type input struct {
 }
 
 // refresh reads the other inputs anew. One that is not valid is reported and
-// stays as it was; one that never was valid is left out.
+// stays as it was.
 func (p *Publisher) refresh(ctx context.Context) error {
 	return errors.Join(p.refreshDirectory(ctx), p.refreshSpec(), p.refreshGeoIP())
+}
+
+// complete reports whether there is some good version of every input.
+func (p *Publisher) complete() bool {
+	wanted := 2
+	if p.cfg.GeoIP != "" {
+		wanted = 3
+	}
+	return len(p.inputs) == wanted
 }
 
 func (p *Publisher) refreshDirectory(ctx context.Context) error {

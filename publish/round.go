@@ -34,6 +34,9 @@ func (p *Publisher) Publish(ctx context.Context) (version uint64, err error) {
 	defer p.mu.Unlock()
 	for {
 		stale := p.refresh(ctx)
+		if stale != nil && !p.complete() {
+			return p.manifest.Version, stale
+		}
 		more, err := p.round(ctx)
 		if err != nil {
 			return p.manifest.Version, err
@@ -94,9 +97,9 @@ func (p *Publisher) last() uint64 {
 
 // inputsChanged reports whether the files besides the segments differ from
 // those published.
-func (p *Publisher) inputsChanged() bool { return !sameFiles(p.files(p.segments), p.manifest.Files) }
-
-func sameFiles(a, b []bundle.File) bool { return reflect.DeepEqual(a, b) }
+func (p *Publisher) inputsChanged() bool {
+	return !reflect.DeepEqual(p.files(p.segments), p.manifest.Files)
+}
 
 // files returns the manifest's list.
 func (p *Publisher) files(segments []segment) []bundle.File {
@@ -219,9 +222,7 @@ func (p *Publisher) nextSegments(ctx context.Context, changes []Change, now time
 	if err != nil {
 		return next, 0, err
 	}
-	replaced := list{segments: slices.Clone(next.segments[next.seam:])}
 	next.segments = append(next.segments[:next.seam], made)
-	replaced.discard(p.segments)
 	return next, sequence, nil
 }
 
