@@ -302,6 +302,54 @@ func TestOpenRefusesCrowd(t *testing.T) {
 	}
 }
 
+// TestOpenRefusesKeyOfEmptySlot puts a row into its home that no look-up could
+// tell from an empty slot.
+func TestOpenRefusesKeyOfEmptySlot(t *testing.T) {
+	b := append(build(t, span(0, 1), people(0, 1))[:headSize], bytes.Repeat(empty, 3)...)
+	b[headSize+rowSize+12] = 1
+	_, err := authdb.Open(reseal(append(b, 0, 0, 0, 0)))
+	if err == nil || !strings.Contains(err.Error(), "impossible key") {
+		t.Errorf("got %v, want a refusal of the key", err)
+	}
+}
+
+// TestMergeRefusesCrowd merges two segments that are just spread enough into one
+// that is not.
+func TestMergeRefusesCrowd(t *testing.T) {
+	var crowds []*authdb.Segment
+	for i := range 2 {
+		rows := make([]authdb.Row, 400)
+		for j := range rows {
+			binary.BigEndian.PutUint32(rows[j].Key[8:], uint32(2*j+i))
+		}
+		crowds = append(crowds, open(t, span(uint64(i), uint64(i)), rows))
+	}
+	if err := authdb.Merge(io.Discard, crowds...); err == nil || !strings.Contains(err.Error(), "not spread") {
+		t.Errorf("got %v, want a refusal of the keys", err)
+	}
+}
+
+func TestBorrow(t *testing.T) {
+	released := 0
+	release := func() { released++ }
+	if s, err := authdb.Borrow([]byte("no segment"), release); s != nil || err == nil || released != 1 {
+		t.Errorf("got %v and %d releases, want an error and one", err, released)
+	}
+	s, err := authdb.Borrow(build(t, span(0, 1), people(0, 9)), release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := join(t, s)
+	s.Close()
+	if got := db.Check(name(3), password(3), today); got != authdb.OK || released != 1 {
+		t.Errorf("got %v after %d releases, want ok before the second", got, released)
+	}
+	db.Close()
+	if released != 2 {
+		t.Errorf("%d releases, want two", released)
+	}
+}
+
 // model is the reference: what a database must answer, kept in a map.
 type model map[authdb.RowKey]authdb.Row
 

@@ -170,13 +170,11 @@ func sqliteLookup(b *testing.B, known, unknown [][]byte) {
 		want  error
 	}{{"hit", known, nil}, {"miss", unknown, sql.ErrNoRows}} {
 		b.Run("sqlite/"+q.name, func(b *testing.B) {
-			var secret sql.RawBytes
-			var blob []byte
+			var secret []byte
 			var paid, disabled int
-			_ = secret
 			for i := 0; b.Loop(); i++ {
 				key := hashKey.Key(q.names[i%probes])
-				if err := get.QueryRow(key[:]).Scan(&blob, &paid, &disabled); err != q.want {
+				if err := get.QueryRow(key[:]).Scan(&secret, &paid, &disabled); err != q.want {
 					b.Fatalf("got %v, want %v", err, q.want)
 				}
 			}
