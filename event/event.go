@@ -62,7 +62,9 @@ func (l *Logger) Strays() uint64 { return l.strays.Load() }
 type strayWriter struct{ l *Logger }
 
 func (w strayWriter) Write(p []byte) (int, error) {
-	w.l.strays.Add(1)
+	if w.l != nil {
+		w.l.strays.Add(1)
+	}
 	return len(p), nil
 }
 

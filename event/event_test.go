@@ -75,6 +75,7 @@ func TestLog(t *testing.T) {
 	}
 	var none *event.Logger
 	none.Log(event.Lapsed{})
+	none.Stray().Print("dropped")
 	event.New(brokenWriter{}).Log(event.Lapsed{})
 }
 

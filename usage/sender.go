@@ -61,7 +61,11 @@ func (s *Sender) Flush(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.Post(ctx, body); err != nil {
+		if err := s.Post(ctx, body); fault.Of(err) == fault.Invalid {
+			// A batch that will never be accepted (a clock that is wrong by
+			// weeks, for instance) must not keep back all later ones.
+			s.Log.Log(event.Trouble{Part: event.Usage, Kind: fault.Invalid})
+		} else if err != nil {
 			return err
 		}
 		s.Outbox.Acked(b.ID)

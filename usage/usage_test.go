@@ -12,7 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/private"
@@ -173,14 +172,32 @@ func TestFlushSendsAll(t *testing.T) {
 	}
 }
 
-func TestFlushRefusesWhatCannotBeEncoded(t *testing.T) {
-	r := record(1)
-	r.Date = day.Day(0)
-	o := &outbox{queue: []usage.Record{r}}
+func TestFlushKeepsWhatFailed(t *testing.T) {
 	boom := errors.New("boom")
+	o := &outbox{queue: []usage.Record{record(1)}}
 	s := usage.Sender{Outbox: o, Post: func(context.Context, []byte) error { return boom }}
 	if err := s.Flush(t.Context()); !errors.Is(err, boom) || o.Pending() != 1 {
 		t.Errorf("got %v, %d pending", err, o.Pending())
+	}
+}
+
+// TestFlushDropsWhatIsRefusedForGood shows that one impossible batch does not
+// keep back the next.
+func TestFlushDropsWhatIsRefusedForGood(t *testing.T) {
+	o := &outbox{queue: []usage.Record{record(1), record(2), record(3)}}
+	var log bytes.Buffer
+	calls := 0
+	s := usage.Sender{Outbox: o, Log: event.New(&log), Post: func(context.Context, []byte) error {
+		if calls++; calls == 1 {
+			return fault.New(fault.Invalid, "no")
+		}
+		return nil
+	}}
+	if err := s.Flush(t.Context()); err != nil || o.Pending() != 0 || calls != 2 {
+		t.Errorf("got %v, %d pending, %d calls", err, o.Pending(), calls)
+	}
+	if log.String() != "trouble part=usage kind=invalid\n" {
+		t.Errorf("logged %q", log.String())
 	}
 }
 
