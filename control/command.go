@@ -100,14 +100,13 @@ func (p *program) command() *cobra.Command {
 		Long: "lethe-control runs and operates the control plane of a Lethe VPN service.\n\nEMAIL may be - everywhere: " +
 			"the address is then read from standard input, and does not stand in the process list.\n\n" + exitHelp,
 		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRun: func(*cobra.Command, []string) { p.started = true },
 	}
 	c.SetIn(p.stdin)
 	c.SetOut(p.stdout)
 	c.SetErr(p.stderr)
 	c.PersistentFlags().StringVar(&p.dir, "dir", DefaultDir, "data directory")
 	c.PersistentFlags().BoolVar(&p.json, "json", false, "write JSON")
-	c.AddCommand(p.initCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
+	c.AddCommand(p.initCommand(), p.serveCommand(), p.geoipCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
 		p.usageCommand(), p.keysCommand(), p.checkCommand())
 	return c
 }
@@ -125,6 +124,7 @@ func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 // directory.
 func (p *program) action(use, short string, n int, do func(ctx context.Context, c *Control, args []string) error) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(n), RunE: func(cmd *cobra.Command, args []string) error {
+		p.started = true
 		c, err := Open(cmd.Context(), p.dir)
 		if err != nil {
 			return err

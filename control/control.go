@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"lethe/account"
+	"lethe/api"
 	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
@@ -39,7 +40,7 @@ type Control struct {
 // limits are attempts a minute for one address or e-mail address. A purpose
 // that is not here allows none.
 func limits() map[string]int {
-	return map[string]int{"login": 10, "sign-up": 10, "request": 600}
+	return map[string]int{api.PurposeLogin: 10, api.PurposeSignUp: 10, api.PurposeApp: 600}
 }
 
 const storeFile = "lethe.sqlite"
