@@ -70,21 +70,19 @@ func (d directory) put(fill func(io.Writer) (string, error)) error {
 // place gives the scratch file its name, durably.
 func (d directory) place(name string) error {
 	parent := filepath.Dir(d.path(name))
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return err
+	err := os.MkdirAll(parent, 0o755)
+	if err == nil {
+		err = os.Rename(d.path(scratch), d.path(name))
 	}
-	if err := os.Rename(d.path(scratch), d.path(name)); err != nil {
-		return err
-	}
-	return errors.Join(syncDirectory(parent), syncDirectory(string(d)))
+	return errors.Join(err, syncDirectory(parent), syncDirectory(string(d)))
 }
 
 func syncDirectory(path string) error {
 	d, err := os.Open(path)
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(d.Sync(), d.Close())
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return err
 }
 
 func (d directory) list(dir string) ([]stored, error) {
@@ -117,10 +115,11 @@ func failed(err error) error {
 // lockDirectory makes the directory and takes its lock, which ends with the
 // process.
 func lockDirectory(path string) (*os.File, error) {
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		return nil, failed(err)
+	err := os.MkdirAll(path, 0o755)
+	var d *os.File
+	if err == nil {
+		d, err = os.Open(path)
 	}
-	d, err := os.Open(path)
 	if err != nil {
 		return nil, failed(err)
 	}

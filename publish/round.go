@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -276,9 +277,11 @@ func (p *Publisher) delta(changes []Change, span authdb.Span) (*authdb.Segment, 
 		}
 		latest[r.Key] = r
 	}
-	return inMemory(func(w io.Writer) error {
+	f, s, err := inMemory(func(w io.Writer) error {
 		return authdb.Build(w, authdb.Head{Span: span, HashKey: key}, slices.Collect(maps.Values(latest)))
 	})
+	_ = f.Close()
+	return s, err
 }
 
 func row(key *authdb.HashKey, c Credential) authdb.Row {
@@ -288,24 +291,24 @@ func row(key *authdb.HashKey, c Credential) authdb.Row {
 	}
 }
 
-// inMemory opens what fill writes.
-func inMemory(fill func(io.Writer) error) (*authdb.Segment, error) {
+// inMemory opens the segment that fill writes. The caller closes both; the
+// segment does not need the file.
+func inMemory(fill func(io.Writer) error) (*os.File, *authdb.Segment, error) {
 	f, err := authdb.Sealed(fill)
-	if err != nil {
-		return nil, err
+	var s *authdb.Segment
+	if err == nil {
+		s, err = authdb.Map(f)
 	}
-	defer f.Close() // the mapping stays
-	return authdb.Map(f)
+	if err != nil {
+		return f, nil, fault.Wrap(fault.Of(err), "publisher: a database segment cannot be made", err)
+	}
+	return f, s, nil
 }
 
 // make writes a segment into memory and, sealed, into the directory.
 func (p *Publisher) make(fill func(io.Writer) error) (segment, error) {
-	f, err := authdb.Sealed(fill)
-	if err != nil {
-		return segment{}, fault.Wrap(fault.Of(err), "publisher: the database segment cannot be made", err)
-	}
-	defer f.Close()
-	s, err := authdb.Map(f)
+	f, s, err := inMemory(fill)
+	defer f.Close() // a nil file answers with an error that nobody needs
 	if err != nil {
 		return segment{}, err
 	}
