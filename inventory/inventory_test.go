@@ -1,16 +1,22 @@
 package inventory_test
 
 import (
+	"database/sql"
+	"encoding/json"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"lethe/api"
 	"lethe/authdb"
 	"lethe/bundle"
 	"lethe/event"
 	"lethe/inventory"
+	"lethe/private"
 	"lethe/spec"
+	"lethe/store/sqlite"
 	"lethe/usage"
 )
 
@@ -127,6 +133,63 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		if _, err := inventory.Parse([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", in, err, want)
+		}
+	}
+}
+
+// TestColumnsAreDeclared walks the schema of a store.
+func TestColumnsAreDeclared(t *testing.T) {
+	inv := load(t)
+	path := filepath.Join(t.TempDir(), "store")
+	s, err := sqlite.Open(t.Context(), path, sqlite.Options{Key: private.Of([32]byte{1}), Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.Query("SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var table, column string
+		if err := rows.Scan(&table, &column); err != nil {
+			t.Fatal(err)
+		}
+		declared(t, inv, "column:"+table+"."+column)
+	}
+	if rows.Err() != nil || n < 20 {
+		t.Errorf("%d columns found, %v", n, rows.Err())
+	}
+}
+
+// TestWireIsDeclared walks the schemas of both APIs.
+func TestWireIsDeclared(t *testing.T) {
+	inv := load(t)
+	for name, document := range api.Documents() {
+		var d struct {
+			Components struct {
+				Schemas map[string]struct {
+					Properties map[string]any `json:"properties"`
+				} `json:"schemas"`
+			} `json:"components"`
+		}
+		if err := json.Unmarshal(document, &d); err != nil {
+			t.Fatal(err)
+		}
+		if len(d.Components.Schemas) < 3 {
+			t.Errorf("%s has %d schemas", name, len(d.Components.Schemas))
+		}
+		for schema, s := range d.Components.Schemas {
+			for property := range s.Properties {
+				declared(t, inv, "wire:"+schema+"."+property)
+			}
 		}
 	}
 }
