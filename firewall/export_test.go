@@ -6,3 +6,6 @@ func ParseAnswers(b []byte) (int, error) {
 	list, err := counts(parse(b))
 	return len(list), err
 }
+
+// ApplySysctlsAt is ApplySysctls on a tree other than /proc/sys/net.
+var ApplySysctlsAt = applySysctls

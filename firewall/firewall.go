@@ -39,7 +39,6 @@ import (
 	"strings"
 
 	"lethe/fault"
-	"lethe/session"
 )
 
 // FirstExitPort and LastExitPort bound the source ports of the server's and its
@@ -51,8 +50,9 @@ const (
 
 // Tunnel is the interface of one daemon and the networks behind it.
 type Tunnel struct {
-	Interface string
-	session.Subnets
+	Device string       // name of the interface
+	V4     netip.Prefix // /16 or smaller, private
+	V6     netip.Prefix // /112 or smaller, unique local
 }
 
 // Port is one public VPN port and the unprivileged ports of the daemons that
@@ -88,7 +88,7 @@ func (c Config) Validate() error {
 	}
 	names := slices.Clone(c.Uplinks)
 	for i, t := range c.Tunnels {
-		names = append(names, t.Interface)
+		names = append(names, t.Device)
 		if !inside(t.V4, privateV4, 16) || !inside(t.V6, privateV6, 112) {
 			return fmt.Errorf("firewall: tunnel %d: want a /16 or smaller inside %v and a /112 or smaller inside %v", i, privateV4, privateV6)
 		}

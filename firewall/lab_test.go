@@ -94,7 +94,7 @@ func newLab(t testing.TB) *lab {
 		Control: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:8443"), netip.MustParseAddrPort("[2001:db8:9::9]:8443")},
 	}
 	inNS(t, l.server, func() {
-		if err := firewall.Harden("/proc/sys/net"); err != nil {
+		if err := firewall.ApplySysctls(); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -118,7 +118,7 @@ func (l *lab) tunnels() {
 		l.tuns = append(l.tuns, l.tun(l.server, name))
 		own4, own6 := nets.V4.Addr().Next(), nets.V6.Addr().Next()
 		l.address(l.server, name, netip.PrefixFrom(own4, 16).String(), netip.PrefixFrom(own6, 112).String())
-		l.config.Tunnels = append(l.config.Tunnels, firewall.Tunnel{Interface: name, Subnets: nets})
+		l.config.Tunnels = append(l.config.Tunnels, firewall.Tunnel{Device: name, V4: nets.V4, V6: nets.V6})
 		l.config.Resolvers = append(l.config.Resolvers, own4, own6)
 	}
 	for i, d := range []uint8{0, 0, 1} {

@@ -73,7 +73,7 @@ func (c Config) Rules() (string, error) {
 	var tunnels []string
 	var v4, v6 []netip.Prefix
 	for _, t := range c.Tunnels {
-		tunnels, v4, v6 = append(tunnels, t.Interface), append(v4, t.V4), append(v6, t.V6)
+		tunnels, v4, v6 = append(tunnels, t.Device), append(v4, t.V4), append(v6, t.V6)
 	}
 	r.tunnels, r.v4, r.v6 = quoted(tunnels), braces(v4), braces(v6)
 	return fmt.Sprintf(frame, r.prerouting(), r.redirect(), r.tunnelInput(), r.input(), r.tunnelForward(),
@@ -105,8 +105,8 @@ func (c renderer) prerouting() string {
 	var r rules
 	r.add(`iifname "lo" accept`)
 	for _, t := range c.Tunnels {
-		r.add(`iifname "%s" ip saddr %v ip saddr @up4 accept`, t.Interface, t.V4)
-		r.add(`iifname "%s" ip6 saddr %v ip6 saddr @up6 accept`, t.Interface, t.V6)
+		r.add(`iifname "%s" ip saddr %v ip saddr @up4 accept`, t.Device, t.V4)
+		r.add(`iifname "%s" ip6 saddr %v ip6 saddr @up6 accept`, t.Device, t.V6)
 	}
 	r.add("iifname %s drop", c.tunnels)
 	for _, side := range []string{"saddr", "daddr"} {
@@ -124,8 +124,8 @@ func (c renderer) redirect() string {
 	for _, t := range c.Tunnels {
 		// The mark by which the connections of a session are forgotten; see marks.
 		net := t.V4.Addr().As4()
-		r.add(`iifname "%s" ip saddr %v ct mark set @nh,96,32`, t.Interface, t.V4)
-		r.add(`iifname "%s" ip6 saddr %v ct mark set @nh,160,32 and 0x0000ffff or 0x%02x%02x0000`, t.Interface, t.V6, net[0], net[1])
+		r.add(`iifname "%s" ip saddr %v ct mark set @nh,96,32`, t.Device, t.V4)
+		r.add(`iifname "%s" ip6 saddr %v ct mark set @nh,160,32 and 0x0000ffff or 0x%02x%02x0000`, t.Device, t.V6, net[0], net[1])
 	}
 	for _, p := range c.Ports {
 		to := fmt.Sprint(p.Daemons[0])
@@ -214,8 +214,8 @@ func (c renderer) output() string {
 func (c renderer) count() string {
 	var r rules
 	for _, t := range c.Tunnels {
-		r.add(`oifname "%s" ip daddr %v ip daddr @down4 accept`, t.Interface, t.V4)
-		r.add(`oifname "%s" ip6 daddr %v ip6 daddr @down6 accept`, t.Interface, t.V6)
+		r.add(`oifname "%s" ip daddr %v ip daddr @down4 accept`, t.Device, t.V4)
+		r.add(`oifname "%s" ip6 daddr %v ip6 daddr @down6 accept`, t.Device, t.V6)
 	}
 	r.add("oifname %s drop", c.tunnels)
 	return r.String()

@@ -52,10 +52,11 @@ var perInterface = []struct{ name, value string }{
 	{"rp_filter", "1"}, {"log_martians", "0"}, {"accept_redirects", "0"}, {"send_redirects", "0"}, {"secure_redirects", "0"},
 }
 
-// Harden sets the kernel's network settings of the calling thread's network
+// ApplySysctls sets the kernel's network settings of the calling thread's network
 // namespace and reads each back; the first that does not take is the error.
-// root is the directory "/proc/sys/net"; tests may have another.
-func Harden(root string) error {
+func ApplySysctls() error { return applySysctls("/proc/sys/net") }
+
+func applySysctls(root string) error {
 	for _, s := range settings {
 		if err := set(filepath.Join(root, s.name), s.value); err != nil {
 			return err

@@ -484,7 +484,7 @@ func TestHarden(t *testing.T) {
 	})
 	// Trees where one setting is missing or does not take.
 	dir := t.TempDir()
-	if err := firewall.Harden(dir); err == nil {
+	if err := firewall.ApplySysctlsAt(dir); err == nil {
 		t.Error("an empty tree is hardened")
 	}
 	fake := filepath.Join(dir, "ipv4", "ip_forward")
@@ -494,14 +494,14 @@ func TestHarden(t *testing.T) {
 	if err := os.Symlink("/dev/null", fake); err != nil {
 		t.Fatal(err)
 	}
-	if err := firewall.Harden(dir); err == nil || !strings.Contains(err.Error(), `got "", want "1"`) {
+	if err := firewall.ApplySysctlsAt(dir); err == nil || !strings.Contains(err.Error(), `got "", want "1"`) {
 		t.Errorf("a setting that does not take: %v", err)
 	}
 }
 
 func good() firewall.Config {
 	return firewall.Config{
-		Uplinks: []string{"eth0"}, Tunnels: []firewall.Tunnel{{Interface: "lethe0", Subnets: session.SubnetsOf(0)}},
+		Uplinks: []string{"eth0"}, Tunnels: []firewall.Tunnel{{Device: "lethe0", V4: session.SubnetsOf(0).V4, V6: session.SubnetsOf(0).V6}},
 		Ports:     []firewall.Port{{Network: "udp", Public: 1194, Daemons: []uint16{21194}}},
 		Resolvers: []netip.Addr{netip.MustParseAddr("10.64.0.1")}, BlockTCP: []uint16{25},
 	}
@@ -519,7 +519,7 @@ func TestValidate(t *testing.T) {
 		"public tunnel":  func(c *firewall.Config) { c.Tunnels[0].V4 = netip.MustParsePrefix("198.51.100.0/24") },
 		"no IPv6 tunnel": func(c *firewall.Config) { c.Tunnels[0].V6 = netip.Prefix{} },
 		"overlap": func(c *firewall.Config) {
-			c.Tunnels = append(c.Tunnels, firewall.Tunnel{Interface: "lethe1", Subnets: session.SubnetsOf(0)})
+			c.Tunnels = append(c.Tunnels, firewall.Tunnel{Device: "lethe1", V4: session.SubnetsOf(0).V4, V6: session.SubnetsOf(0).V6})
 		},
 		"no network":           func(c *firewall.Config) { c.Ports[0].Network = "sctp" },
 		"no daemon":            func(c *firewall.Config) { c.Ports[0].Daemons = nil },
