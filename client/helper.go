@@ -28,7 +28,7 @@ type HelperConfig struct {
 	UID, GID uint32 // whom OpenVPN runs as where that user may open /dev/net/tun; default 65534 (nobody)
 
 	Stagger time.Duration // how much later TCP starts than UDP; default 1.5 s
-	Limit   time.Duration // how long one server may take; default 12 s
+	Limit   time.Duration // how long one server may take; default 8 s
 	Mend    time.Duration // how often the barrier is looked after; default 5 s
 	Backoff time.Duration // first wait after every way has failed once; doubles up to 20 times; default 500 ms
 }
@@ -49,7 +49,7 @@ func (c *HelperConfig) setDefaults() {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&c.Stagger, 1500 * time.Millisecond}, {&c.Limit, 12 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
+		{&c.Stagger, 1500 * time.Millisecond}, {&c.Limit, 8 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value

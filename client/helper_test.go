@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"lethe/client"
+	"lethe/location"
 )
 
 // TestConnect walks the whole way once: before, connected, after.
@@ -114,4 +116,287 @@ func (r *rig) checkProcess(unprivileged bool) {
 	if err != nil {
 		r.t.Error(err)
 	}
+}
+
+// TestRefused: a no is said within a second, once, and says why; the lock stays.
+func TestRefused(t *testing.T) {
+	r := newRig(t)
+	r.startHelper()
+	for _, c := range []struct{ password, kind, text string }{
+		{"wrong", "unauthenticated", "user name or password refused"},
+		{"expired", "expired", "the licence has ended"},
+	} {
+		start := time.Now()
+		s := r.connect(client.Auto, c.password, client.Blocked)
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("%s: said after %s, want a second", c.text, d)
+		}
+		if s.Problem == nil || s.Problem.Kind != c.kind || s.Problem.Text != c.text || s.Problem.Hint == "" || !s.Lock {
+			t.Errorf("%s: %+v %+v", c.text, s, s.Problem)
+		}
+		time.Sleep(300 * time.Millisecond)
+		if n := len(r.children()); n != 0 {
+			t.Errorf("%s: tried again by %d processes", c.text, n)
+		}
+		if _, err := r.visit(webV4); err == nil {
+			t.Errorf("%s: the lock is open", c.text)
+		}
+	}
+	// A server that is full says so, and is tried again.
+	r.call(client.Request{Op: client.OpConnect, Target: r.target(client.UDP, "later")})
+	r.eventually(5*time.Second, "the problem is told and the next try is made", func() bool {
+		s := r.call(client.Request{Op: client.OpStatus})
+		return s.State == client.Connecting && s.Problem != nil && s.Problem.Text == "the server takes nobody at the moment" && s.Attempts > 1
+	})
+	r.connect(client.UDP, vpnPassword, client.Connected)
+}
+
+// TestTransports: TCP comes up where UDP does not, IPv6 where there is no IPv4, with reverse path
+// filtering at its strictest, and the second server when the first is silent.
+func TestTransports(t *testing.T) {
+	r := newRig(t)
+	r.sh(r.client, "for f in all default c0; do echo 1 > /proc/sys/net/ipv4/conf/$f/rp_filter; done")
+	r.startHelper()
+	r.connect(client.UDP, vpnPassword, client.Connected)
+	r.sh(r.inet, "nft 'table inet t { chain c { type filter hook input priority 0; udp dport 1194 drop; }; }'")
+	start := time.Now()
+	s := r.connect(client.Auto, vpnPassword, client.Connected)
+	if d := time.Since(start); s.Transport != "tcp" || d > 4*time.Second {
+		t.Errorf("by %s after %s, want tcp in 4 s", s.Transport, d)
+	}
+	if seen, err := r.visit(webV4); err != nil || !strings.HasPrefix(seen, "10.65.") {
+		t.Errorf("seen as %q, %v", seen, err)
+	}
+	r.sh(r.inet, "nft delete table inet t")
+
+	silent := r.target(client.TCP, vpnPassword)
+	first := silent.Servers[0]
+	first.ID, first.Addresses = "nl-ams-2", []netip.Addr{netip.MustParseAddr(webV4)} // nobody listens there
+	silent.Servers = []location.Server{first, r.server}
+	r.call(client.Request{Op: client.OpConnect, Target: silent})
+	if s := r.await(client.Connected); s.Server != "nl-ams-1" {
+		t.Errorf("connected to %s", s.Server)
+	}
+
+	r.ip("-n " + r.client + " route del default")
+	for _, transport := range []client.Transport{client.UDP, client.TCP} {
+		if s := r.connect(transport, vpnPassword, client.Connected); s.Transport != string(transport) {
+			t.Errorf("without IPv4: %+v", s)
+		}
+		if seen, err := r.visit(webV4); err != nil || !strings.HasPrefix(seen, "10.6") {
+			t.Errorf("without IPv4: seen as %q, %v", seen, err)
+		}
+	}
+	r.ip("-n " + r.client + " -6 route del default")
+	r.call(client.Request{Op: client.OpConnect, Target: r.target(client.Auto, vpnPassword)})
+	r.eventually(5*time.Second, "it is said that there is no network", func() bool {
+		s := r.call(client.Request{Op: client.OpStatus})
+		return s.Problem != nil && strings.Contains(s.Problem.Text, "no route")
+	})
+	r.plug()
+	r.await(client.Connected)
+}
+
+// TestServerGone: a silent server is noticed by its missing pings, and tried until it is back.
+func TestServerGone(t *testing.T) {
+	r := newRig(t)
+	r.startHelper()
+	r.connect(client.UDP, vpnPassword, client.Connected)
+	end(r.vpn["udp"])
+	start := time.Now()
+	s := r.await(client.Reconnecting)
+	t.Logf("noticed after %s: %+v", time.Since(start), s.Problem)
+	if !s.Lock || s.Problem == nil || s.IPv6 {
+		t.Errorf("%+v", s)
+	}
+	if _, err := r.visit(webV4); err == nil {
+		t.Error("the web site is there without a tunnel")
+	}
+	r.startVPN("udp", "no-v6")
+	if s := r.await(client.Connected); s.IPv6 {
+		t.Error("IPv6 is said to work with a server that has none")
+	}
+	if seen, err := r.visit(webV6); err == nil {
+		t.Errorf("IPv6 beside the tunnel: seen as %q", seen)
+	}
+	if seen, err := r.visit(webV4); err != nil || !strings.HasPrefix(seen, "10.64.") {
+		t.Errorf("seen as %q, %v", seen, err)
+	}
+}
+
+// TestMend: what others break is repaired, and what they wrote meanwhile is what is restored.
+func TestMend(t *testing.T) {
+	r := newRig(t)
+	r.startHelper("--mend", "50ms")
+	r.connect(client.UDP, vpnPassword, client.Connected)
+	works := func() bool {
+		seen, err := r.visit(webV4)
+		return err == nil && strings.HasPrefix(seen, "10.64.")
+	}
+	r.sh(r.client, "nft flush ruleset; ip rule del priority 4900; ip -6 rule del priority 4900; ip link set lethe-udp down; echo 0 > /proc/sys/net/ipv4/conf/all/arp_ignore")
+	r.eventually(3*time.Second, "lock and rules are back", func() bool {
+		return strings.Contains(r.machine(), "chain outgoing") && strings.Count(r.ip("-n "+r.client+" rule"), "4900:") == 1 && works()
+	})
+	theirs := []byte("nameserver 192.0.2.7\n")
+	r.write(r.resolv, theirs, 0o644)
+	r.eventually(3*time.Second, "the tunnel's resolvers are back", func() bool {
+		b, _ := os.ReadFile(r.resolv)
+		return strings.Contains(string(b), "10.64.0.1")
+	})
+	r.call(client.Request{Op: client.OpDisconnect})
+	if b, _ := os.ReadFile(r.resolv); string(b) != string(theirs) {
+		t.Errorf("resolv.conf is %q, want %q", b, theirs)
+	}
+	// Blocked by a former helper: a flushed lock comes back too.
+	r.connect(client.UDP, vpnPassword, client.Connected)
+	r.killHelper()
+	r.startHelper("--mend", "50ms")
+	r.sh(r.client, "nft flush ruleset")
+	r.eventually(3*time.Second, "the lock is back", func() bool { return strings.Contains(r.machine(), "chain outgoing") })
+	r.call(client.Request{Op: client.OpDisconnect})
+}
+
+// TestPowerCut: after a restart of the machine there is no lock, and resolv.conf is put back.
+func TestPowerCut(t *testing.T) {
+	r := newRig(t)
+	before := r.machine()
+	r.startHelper()
+	r.connect(client.UDP, vpnPassword, client.Connected)
+	r.killHelper()
+	r.eventually(3*time.Second, "OpenVPN dies", func() bool { return len(r.children()) == 0 })
+	r.sh(r.client, "nft flush ruleset; ip rule del priority 4900; ip -6 rule del priority 4900; ip route flush table 27749; ip -6 route flush table 27749")
+	r.startHelper()
+	if s := r.call(client.Request{Op: client.OpStatus}); s.State != client.Disconnected {
+		t.Errorf("%+v", s)
+	}
+	if after := r.machine(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestFaults breaks the helper's tools and disk.
+func TestFaults(t *testing.T) {
+	r := newRig(t)
+	fake := func(name, script string) string {
+		path := filepath.Join(r.dir, name)
+		r.write(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755)
+		return path
+	}
+	connect := func() error {
+		_, err := client.Call(t.Context(), r.socket(), client.Request{Op: client.OpConnect, Target: r.target(client.UDP, vpnPassword)})
+		return err
+	}
+	before := r.machine()
+	flag := filepath.Join(r.dir, "flag")
+	nft := fake("nft", "[ -e "+flag+" ] && { cat > /dev/null; exit 1; }\nexec /usr/sbin/nft \"$@\"")
+
+	t.Run("nft refuses", func(t *testing.T) {
+		r.startHelper("--nft", nft)
+		r.write(flag, nil, 0o600)
+		if err := connect(); err == nil || !strings.Contains(err.Error(), "nft did not take the rules") {
+			t.Errorf("connect: %v", err)
+		}
+		s := r.call(client.Request{Op: client.OpStatus})
+		if s.State != client.Disconnected || s.Problem == nil {
+			t.Errorf("%+v", s)
+		}
+		os.Remove(flag)
+		r.connect(client.UDP, vpnPassword, client.Connected)
+		r.write(flag, nil, 0o600)
+		if _, err := client.Call(t.Context(), r.socket(), client.Request{Op: client.OpDisconnect}); err == nil {
+			t.Error("disconnect: no error")
+		}
+		if s := r.call(client.Request{Op: client.OpStatus}); s.State != client.Blocked {
+			t.Errorf("%+v", s)
+		}
+		os.Remove(flag)
+		r.call(client.Request{Op: client.OpDisconnect})
+		if after := r.machine(); after != before {
+			t.Errorf("left: %s", after)
+		}
+		_ = r.helper.Process.Signal(syscall.SIGTERM)
+		_ = r.helper.Wait()
+		r.write(flag, nil, 0o600)
+		out, err := r.program("helper", "--nft", nft).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "error: network lock: nft does not list its tables") {
+			t.Errorf("start: %v, %s", err, out)
+		}
+		os.Remove(flag)
+	})
+	t.Run("openvpn is broken", func(t *testing.T) {
+		for script, want := range map[string]string{
+			"exit 1": "openvpn ended before it said anything",
+			"":       "openvpn does not start",
+		} {
+			path := filepath.Join(r.dir, "none")
+			if script != "" {
+				path = fake("openvpn", script)
+			}
+			r.startHelper("--openvpn", path)
+			if err := connect(); err != nil {
+				t.Fatal(err)
+			}
+			r.eventually(3*time.Second, want, func() bool {
+				s := r.call(client.Request{Op: client.OpStatus})
+				return s.State == client.Connecting && s.Problem != nil && strings.Contains(s.Problem.Text, want)
+			})
+			r.call(client.Request{Op: client.OpDisconnect})
+			_ = r.helper.Process.Signal(syscall.SIGTERM)
+			_ = r.helper.Wait()
+		}
+	})
+	t.Run("no room for the record", func(t *testing.T) {
+		r.startHelper("--state-dir", "/proc/self")
+		if err := connect(); err == nil || !strings.Contains(err.Error(), "the record of what to restore cannot be written") {
+			t.Errorf("connect: %v", err)
+		}
+		if seen, err := r.visit(webV4); err != nil || seen != customerV4 {
+			t.Errorf("seen as %q, %v", seen, err)
+		}
+		_ = r.helper.Process.Signal(syscall.SIGTERM)
+		_ = r.helper.Wait()
+	})
+	t.Run("the record is damaged", func(t *testing.T) {
+		for _, content := range []string{"{", `{"version":9}`} {
+			r.write(filepath.Join(r.dir, "state", "undo.json"), []byte(content), 0o600)
+			out, err := r.program("helper").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "error: the record of what to restore cannot be read") {
+				t.Errorf("start: %v, %s", err, out)
+			}
+		}
+		os.Remove(filepath.Join(r.dir, "state", "undo.json"))
+	})
+	t.Run("resolv.conf", func(t *testing.T) {
+		r.startHelper("--resolv-conf", r.dir)
+		if err := connect(); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually(3*time.Second, "it is said", func() bool {
+			s := r.call(client.Request{Op: client.OpStatus})
+			return s.State == client.Connecting && s.Problem != nil && strings.Contains(s.Problem.Text, "resolv.conf cannot be read")
+		})
+		r.call(client.Request{Op: client.OpDisconnect})
+		_ = r.helper.Process.Signal(syscall.SIGTERM)
+		_ = r.helper.Wait()
+		// Absent before: absent after.
+		absent := filepath.Join(r.dir, "sub", "resolv.conf")
+		if err := os.Mkdir(filepath.Dir(absent), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r.startHelper("--resolv-conf", absent)
+		r.connect(client.UDP, vpnPassword, client.Connected)
+		if _, err := os.Stat(absent); err != nil {
+			t.Error(err)
+		}
+		r.call(client.Request{Op: client.OpDisconnect})
+		if _, err := os.Stat(absent); err == nil {
+			t.Error("resolv.conf is left")
+		}
+	})
+	t.Run("a second helper", func(t *testing.T) {
+		out, err := r.program("helper").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "error: helper: another one is running") {
+			t.Errorf("%v, %s", err, out)
+		}
+	})
 }

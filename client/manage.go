@@ -65,16 +65,20 @@ func (d *dialogue) password(rest string) (say string, up *face, err error) {
 	case strings.Contains(rest, "licence-expired"):
 		return "", nil, fault.New(fault.Expired, "the licence has ended").
 			WithHint("extend it; `lethe disconnect` gives the internet back meanwhile")
+	case strings.Contains(rest, "['TEMP"):
+		return "", nil, errLater
 	default:
 		return "", nil, fault.New(fault.Unauthenticated, "user name or password refused").
 			WithHint("`lethe login` fetches the present ones; `lethe disconnect` gives the internet back meanwhile")
 	}
 }
 
+var errLater = fault.New(fault.Unavailable, "the server takes nobody at the moment")
+
 // ended returns what the end of the process means when no line has said it.
 func (d *dialogue) ended() error {
 	if strings.Contains(d.reason, "auth-temp-failure") {
-		return fault.New(fault.Unavailable, "the server takes nobody at the moment")
+		return errLater
 	}
 	return fault.New(fault.Unavailable, "the server does not answer")
 }
