@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -396,5 +397,29 @@ func TestHTTP(t *testing.T) {
 	}
 	if _, err := (bundle.HTTP{Client: server.Client(), Base: ":"}).Get(t.Context(), "x", 1); fault.Of(err) != fault.Invalid {
 		t.Errorf("bad URL: %v", err)
+	}
+}
+
+func TestDirectory(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	for path, b := range w.published {
+		place := filepath.Join(dir, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(place), 0o755), os.WriteFile(place, b, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := bundle.NewClient(bundle.Config{Root: w.published[bundle.RootPath(1)], Seal: sealKey, Fetch: bundle.Directory(dir), Now: func() time.Time { return start }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, changed, err := c.Update(t.Context())
+	if err != nil || !changed {
+		t.Fatalf("update: %v %v", changed, cause(err))
+	}
+	_ = s.Close()
+	if _, err := bundle.Directory(dir).Get(t.Context(), bundle.FreshnessPath+"/x", 1); fault.Of(err) != fault.Unavailable {
+		t.Errorf("a path through a file: %v", err)
 	}
 }

@@ -46,3 +46,10 @@ func (c *crashing) remove(path string) error {
 	}
 	return c.disk.remove(path)
 }
+
+func (c *crashing) list(dir string) ([]stored, error) {
+	if err := c.step(); err != nil {
+		return nil, err
+	}
+	return c.disk.list(dir)
+}

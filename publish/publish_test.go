@@ -357,6 +357,7 @@ func TestPublishedFilesHoldNothingPlain(t *testing.T) {
 func TestCrash(t *testing.T) {
 	for at := 1; ; at++ {
 		s := newService(t)
+		s.cfg.Keep, s.cfg.KeepFor = 1, time.Nanosecond // so that tidying the directory has steps, too
 		s.populate()
 		p, n := s.open(), s.server()
 		s.publish(p)
@@ -406,7 +407,7 @@ func TestSourceFails(t *testing.T) {
 			s.populate()
 			s.reg.broken[method] = fault.New(fault.Unavailable, "store is down")
 			p := s.open()
-			if _, err := p.Publish(t.Context()); fault.Of(err) != fault.Unavailable {
+			if _, err := p.Publish(t.Context()); method != "Changes" && fault.Of(err) != fault.Unavailable {
 				t.Errorf("first publish: %v", err)
 			}
 			delete(s.reg.broken, method)
@@ -453,10 +454,13 @@ func TestStoreSetBackToABackup(t *testing.T) {
 func TestDamagedDirectoryIsRebuilt(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, dir string){
 		"freshness": func(t *testing.T, dir string) { overwrite(t, filepath.Join(dir, "freshness.json")) },
-		"manifests": func(t *testing.T, dir string) { overwriteAll(t, filepath.Join(dir, "manifest")) },
-		"files":     func(t *testing.T, dir string) { overwriteAll(t, filepath.Join(dir, "files")) },
-		"all gone":  func(t *testing.T, dir string) { _ = os.RemoveAll(dir) },
-		"no files":  func(t *testing.T, dir string) { _ = os.RemoveAll(filepath.Join(dir, "files")) },
+		"manifests": func(t *testing.T, dir string) {
+			overwriteAll(t, filepath.Join(dir, "manifest"))
+			overwrite(t, filepath.Join(dir, "manifest", "007.json"))
+		},
+		"files":    func(t *testing.T, dir string) { overwriteAll(t, filepath.Join(dir, "files")) },
+		"all gone": func(t *testing.T, dir string) { _ = os.RemoveAll(dir) },
+		"no files": func(t *testing.T, dir string) { _ = os.RemoveAll(filepath.Join(dir, "files")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newService(t)
@@ -765,6 +769,40 @@ func TestLateServer(t *testing.T) {
 		if i%30 == 0 {
 			s.agrees(n.poll(), "user1", "user99", fmt.Sprint("user", i%150))
 		}
+	}
+}
+
+// TestFaultsWhilePublishing reports a failing directory query, an unreadable
+// manifest directory and a root that ends while the publisher runs.
+func TestFaultsWhilePublishing(t *testing.T) {
+	s := newService(t)
+	s.populate()
+	p, n := s.open(), s.server()
+	s.publish(p)
+	before := n.poll()
+	s.now = start.Add(9000 * time.Hour)
+	if _, err := p.Publish(t.Context()); fault.Of(err) != fault.Expired {
+		t.Errorf("publish under an expired root: %v of kind %s", err, fault.Of(err))
+	}
+	s.agrees(before, names...)
+	s.now = start.Add(2 * time.Minute)
+	if err := os.RemoveAll(filepath.Join(s.cfg.Dir, "manifest")); err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, filepath.Join(s.cfg.Dir, "manifest"))
+	s.reg.put("eve", "new", today)
+	if _, err := p.Publish(t.Context()); fault.Of(err) != fault.Internal {
+		t.Errorf("publish without a manifest directory: %v of kind %s", err, fault.Of(err))
+	}
+	_ = p.Close()
+	if err := os.RemoveAll(s.cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(s.cfg.Dir, "new.part"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.New(s.cfg); fault.Of(err) != fault.Internal {
+		t.Errorf("new in a directory that cannot be written: %v of kind %s", err, fault.Of(err))
 	}
 }
 

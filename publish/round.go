@@ -51,9 +51,11 @@ func (p *Publisher) Publish(ctx context.Context) (version uint64, err error) {
 // round publishes at most changesAtOnce changes and reports whether there may
 // be more.
 func (p *Publisher) round(ctx context.Context) (more bool, err error) {
-	changes, err := p.cfg.Source.Changes(ctx, changesAtOnce)
-	if err != nil {
-		return false, err
+	var changes []Change
+	if p.segments != nil { // else everything is read anyway
+		if changes, err = p.cfg.Source.Changes(ctx, changesAtOnce); err != nil {
+			return false, err
+		}
 	}
 	now := p.now()
 	first := p.made.IsZero()
