@@ -6,9 +6,10 @@
 //
 // The control plane's publisher writes segments with [Build] and [Merge],
 // guided by [Plan], and publishes them in the signed bundle. A server fetches the
-// bytes it lacks into a sealed memfd ([Sealed]), maps it ([Map]), puts base and
-// deltas together ([NewDB]) and swaps the result into its [Live], which answers
-// logins meanwhile. A server has no disk; nothing here writes to one.
+// bytes it lacks into sealed memory, opens them there ([Borrow] for memory that
+// the bundle keeps, [Sealed] and [Map] for memory of its own), puts base and deltas
+// together ([NewDB]) and swaps the result into its [Live], which answers logins
+// meanwhile. A server has no disk; nothing here writes to one.
 //
 // # Segments
 //
@@ -18,8 +19,8 @@
 // place that their key, taken as a fraction, points to, with one slot in eight
 // left empty: 36.6 bytes a credential, no index, and a look-up is one jump, one
 // cache miss and a walk over about four neighbouring rows. (Tried before: rows
-// without gaps behind a table of offsets. Half a byte more, a second miss that
-// waits for the first, and half the speed.)
+// of 36 bytes without gaps behind a table of offsets. Half a byte more, a second
+// miss that waits for the first, and two thirds of the speed.)
 //
 // A base covers the publisher's changes from 0 to some sequence number and
 // holds every credential there is. A delta covers a range of later changes and
