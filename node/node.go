@@ -1,0 +1,395 @@
+// Package node is lethe-node, the program that runs on a VPN server.
+//
+// Its life: apply the kernel settings and close the firewall; wait for the
+// secrets (package secret); follow the signed bundle (bundle.go); open the
+// firewall for what the bundle says; run OpenVPN and the resolver; deliver
+// usage records. Package session decides about customers in between.
+//
+// The program can be killed at any instruction. Secrets and ledger are memfds
+// that the service manager keeps (package notify), byte counters are in the
+// kernel, OpenVPN processes outlive it; the next instance finds all of them and
+// goes on. A server that was told to stop ends its sessions, delivers their
+// records and closes the firewall.
+//
+// What a failure of each part means: no valid bundle, no login; no agent, no
+// login; live tunnels stay in both cases.
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"lethe/bundle"
+	"lethe/event"
+	"lethe/fault"
+	"lethe/firewall"
+	"lethe/ledger"
+	"lethe/notify"
+	"lethe/openvpn"
+	"lethe/protocol"
+	"lethe/resolver"
+	"lethe/secret"
+	"lethe/session"
+	"lethe/spec"
+	"lethe/usage"
+)
+
+// The names under which the service manager keeps the memfds.
+const (
+	keptSecrets = "secrets"
+	keptLedger  = "ledger"
+)
+
+// lastFlush bounds the delivery of the last records when the server stops.
+const lastFlush = 10 * time.Second
+
+// Node is one server.
+type Node struct {
+	cfg      Config
+	dir      string // runtime directory
+	log      *event.Logger
+	secrets  *secret.Node
+	fresh    bool // this is the first instance since the boot
+	policy   *policy
+	ledger   *ledger.Ledger
+	counters counters
+	sessions *session.Registry
+	vpn      *openvpn.Server
+	resolver *resolver.Server
+	sender   *usage.Sender
+	rules    firewall.Config // in force; the zero Config before the first
+}
+
+// Run serves until ctx ends. dir is the runtime directory, on a RAM disk and
+// the server's own.
+func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
+	kept, err := notify.Restore()
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	n := &Node{cfg: cfg, dir: dir, log: log, fresh: kept[keptLedger] == nil}
+	if err := n.prepare(ctx); err != nil {
+		return err
+	}
+	if err := n.activate(ctx, kept[keptSecrets]); err != nil {
+		return err
+	}
+	if err := n.openLedger(kept[keptLedger]); err != nil {
+		return err
+	}
+	defer n.ledger.Close()
+	defer n.counters.Close()
+	return n.serve(ctx)
+}
+
+// prepare brings the machine into the state in which nothing passes. A later
+// instance leaves the rules alone: customers are connected.
+func (n *Node) prepare(ctx context.Context) error {
+	if n.fresh {
+		if err := firewall.Load(ctx, firewall.Closed()); err != nil {
+			return fmt.Errorf("close the firewall: %w", err)
+		}
+	}
+	if err := firewall.ApplySysctls(); err != nil {
+		return fmt.Errorf("kernel settings: %w", err)
+	}
+	return nil
+}
+
+// activate gets the secrets from the service manager or waits for a handover.
+func (n *Node) activate(ctx context.Context, kept *os.File) (err error) {
+	if kept != nil {
+		defer kept.Close()
+		n.secrets, err = secret.Restore(kept)
+		return errors.Join(err, notify.Ready())
+	}
+	var f *os.File
+	n.secrets, f, err = secret.Receive(ctx, filepath.Join(n.dir, "activate.sock"), notify.Ready)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := notify.Store(keptSecrets, f); err != nil {
+		return fmt.Errorf("store the secrets: %w", err)
+	}
+	n.log.Log(event.Activated{})
+	return nil
+}
+
+// openLedger opens the ledger of an earlier instance or makes a new one, and
+// removes counters that no session of it needs.
+func (n *Node) openLedger(f *os.File) (err error) {
+	if f == nil {
+		if f, err = ledger.Create(ledger.Slots); err != nil {
+			return err
+		}
+		if err := notify.Store(keptLedger, f); err != nil {
+			return errors.Join(fmt.Errorf("store the ledger: %w", err), f.Close())
+		}
+	}
+	defer f.Close()
+	if n.ledger, err = ledger.Open(f); err != nil {
+		return err
+	}
+	c, err := firewall.OpenCounters()
+	if err != nil {
+		return errors.Join(fmt.Errorf("open the byte counters: %w", err), n.ledger.Close())
+	}
+	n.counters = counters{c}
+	return n.counters.keepOnly(n.ledger.Sessions())
+}
+
+// serve builds the parts and runs them until ctx ends or one fails for good.
+func (n *Node) serve(ctx context.Context) error {
+	client, err := n.newBundleClient()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	g, gctx := errgroup.WithContext(ctx)
+	polls := make(chan bool)
+	g.Go(func() error { n.policy.follow(gctx, client, n.log, polls); return nil })
+	if n.fresh && !n.firstBundle(gctx, polls) {
+		return g.Wait()
+	}
+	if err := n.build(); err != nil {
+		return err
+	}
+	n.openFirewall(gctx)
+	g.Go(func() error { return n.vpn.Run(gctx) })
+	g.Go(func() error { return n.resolver.Run(gctx) })
+	g.Go(func() error { n.sender.Run(gctx); return nil })
+	g.Go(func() error {
+		for {
+			select {
+			case <-gctx.Done():
+				return nil
+			case changed := <-polls:
+				if changed {
+					n.openFirewall(gctx)
+				}
+				n.sessions.Recheck()
+			}
+		}
+	})
+	n.log.Log(event.Started{Part: event.Node})
+	return errors.Join(g.Wait(), n.stop())
+}
+
+// firstBundle waits for the first bundle of this boot: before it nobody could
+// be let in, and OpenVPN should start with the specification that it holds. It
+// reports whether there is one. A later instance does not wait, because live
+// tunnels need it.
+func (n *Node) firstBundle(ctx context.Context, polls <-chan bool) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case changed := <-polls:
+			if changed {
+				return true
+			}
+		}
+	}
+}
+
+// build makes the parts; they run later.
+func (n *Node) build() (err error) {
+	n.sessions = session.New(session.Config{
+		Salt: n.secrets.Salt, Ledger: n.ledger, Counters: n.counters,
+		Location: n.policy.location, Check: n.policy.check, Allowed: n.policy.allowed, Locate: n.policy.locate,
+		Kill:    func(ref session.Ref) { n.vpn.Kill(ref) },
+		Trouble: func() { n.log.Log(event.Trouble{Part: event.Firewall}) },
+	})
+	n.vpn, err = openvpn.New(openvpn.Config{
+		RuntimeDir: filepath.Join(n.dir, "openvpn"), UID: n.cfg.OpenVPNUser, GID: n.cfg.OpenVPNUser,
+		Transports: []openvpn.Transport{
+			{Protocol: protocol.OpenVPNUDP, Port: basePortUDP, Processes: n.cfg.Processes},
+			{Protocol: protocol.OpenVPNTCP, Port: basePortTCP, Processes: n.cfg.Processes},
+		},
+		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey, TLSCrypt: n.secrets.TLSCrypt,
+		Node: n.policy.node(), DNS: []netip.Addr{resolverV4, resolverV6},
+	}, n.sessions, n.log)
+	if err != nil {
+		return err
+	}
+	var clients []netip.Prefix
+	for _, i := range n.vpn.Instances() {
+		nets := session.SubnetsOf(i.Daemon)
+		clients = append(clients, nets.V4, nets.V6)
+	}
+	n.resolver, err = resolver.New(resolver.Config{
+		RuntimeDir: filepath.Join(n.dir, "resolver"), UID: n.cfg.ResolverUser, GID: n.cfg.ResolverUser,
+		Addresses: []netip.Addr{resolverV4, resolverV6}, Clients: clients, RootHints: n.cfg.RootHints,
+	}, n.log)
+	if err != nil {
+		return err
+	}
+	post, err := n.poster()
+	n.sender = &usage.Sender{
+		Outbox: n.ledger, Post: post, Log: n.log,
+		Every: func() time.Duration { return time.Duration(n.policy.node().UsageSeconds) * time.Second },
+	}
+	return err
+}
+
+// stop is the end of a server that was told to stop: its sessions have ended,
+// their records are delivered, and the firewall closes.
+func (n *Node) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	defer cancel()
+	err := errors.Join(notify.Stopping(), n.sender.Flush(ctx), firewall.Load(ctx, firewall.Closed()))
+	n.log.Log(event.Stopped{Part: event.Node})
+	if err != nil {
+		return fault.Wrap(fault.Of(err), "the server did not stop in order", err)
+	}
+	return nil
+}
+
+// newBundleClient makes the client of the signed bundle and the policy that
+// follows it.
+func (n *Node) newBundleClient() (*bundle.Client, error) {
+	hc, err := n.httpClient()
+	if err != nil {
+		return nil, err
+	}
+	n.policy = &policy{id: n.secrets.Server, spec: spec.Default()}
+	return bundle.NewClient(bundle.Config{
+		Root: n.secrets.TrustRoot, Seal: n.secrets.Seal,
+		Floor:   bundle.Floor{Version: n.cfg.FloorVersion, Time: n.cfg.FloorTime},
+		Fetch:   bundle.HTTP{Client: hc, Base: n.secrets.ControlURL + "/node/v1/bundle"},
+		Rebuild: bundle.MergeSegments,
+	})
+}
+
+// httpClient speaks to the node API: mutual TLS, one CA, no proxy.
+func (n *Node) httpClient() (*http.Client, error) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(n.secrets.ControlCA)) // checked when the secrets came
+	pair, err := tls.X509KeyPair([]byte(n.secrets.APICertificate.Reveal()), []byte(n.secrets.APIKey.Reveal()))
+	if err != nil {
+		return nil, errors.New("secrets: API certificate and key do not fit together")
+	}
+	return &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{pair}},
+			ResponseHeaderTimeout: 15 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+			IdleConnTimeout: 90 * time.Second, ForceAttemptHTTP2: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// poster returns the delivery of usage batches.
+func (n *Node) poster() (func(context.Context, []byte) error, error) {
+	hc, err := n.httpClient()
+	return func(ctx context.Context, body []byte) error {
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.secrets.ControlURL+"/node/v1/usage", bytes.NewReader(body))
+		if err != nil {
+			return fault.Wrap(fault.Unavailable, "the control plane's URL is not usable", err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := hc.Do(req)
+		if err != nil {
+			return fault.Wrap(fault.Unavailable, "the control plane does not answer", err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode/100 != 2 {
+			return fault.New(fault.FromStatus(resp.StatusCode), "the control plane refused a usage batch")
+		}
+		return nil
+	}, err
+}
+
+// openFirewall brings the rules up to what the bundle says of this server.
+func (n *Node) openFirewall(ctx context.Context) {
+	want, err := n.firewallConfig(ctx)
+	if err == nil && reflect.DeepEqual(want, n.rules) {
+		return
+	}
+	var text string
+	if err == nil {
+		text, err = want.Rules()
+	}
+	if err == nil {
+		err = firewall.Load(ctx, text)
+	}
+	if err != nil {
+		n.log.Log(event.Trouble{Part: event.Firewall, Kind: fault.Of(err)})
+		return
+	}
+	n.rules = want
+}
+
+// firewallConfig derives the rules' parameters from the directory's entry of
+// this server and from its processes.
+func (n *Node) firewallConfig(ctx context.Context) (firewall.Config, error) {
+	self, _ := n.policy.server()
+	control, err := controlAddresses(ctx, n.secrets.ControlURL)
+	if err != nil {
+		return firewall.Config{}, err
+	}
+	cfg := firewall.Config{
+		Uplinks: n.cfg.Uplinks, Resolvers: []netip.Addr{resolverV4, resolverV6}, ResolverUID: n.cfg.ResolverUser,
+		BlockTCP: n.policy.node().BlockTCP, Control: control,
+	}
+	for _, i := range n.vpn.Instances() {
+		nets := session.SubnetsOf(i.Daemon)
+		cfg.Tunnels = append(cfg.Tunnels, firewall.Tunnel{Device: i.Device, V4: nets.V4, V6: nets.V6})
+	}
+	for _, e := range self.Endpoints {
+		port := firewall.Port{Network: "udp", Public: e.Port}
+		if e.Protocol == protocol.OpenVPNTCP {
+			port.Network = "tcp"
+		}
+		for _, i := range n.vpn.Instances() {
+			if i.Protocol == e.Protocol {
+				port.Daemons = append(port.Daemons, i.Port)
+			}
+		}
+		if len(port.Daemons) > 0 {
+			cfg.Ports = append(cfg.Ports, port)
+		}
+	}
+	return cfg, nil
+}
+
+// controlAddresses returns where the node API may be dialled.
+func controlAddresses(ctx context.Context, control string) ([]netip.AddrPort, error) {
+	u, err := url.Parse(control)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, "the control plane's URL is not usable", err)
+	}
+	port := uint64(443)
+	if p := u.Port(); p != "" {
+		if port, err = strconv.ParseUint(p, 10, 16); err != nil {
+			return nil, fault.Wrap(fault.Invalid, "the control plane's URL is not usable", err)
+		}
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, "the control plane's name does not resolve", err)
+	}
+	var found []netip.AddrPort
+	for _, a := range addrs {
+		found = append(found, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+	}
+	return found, nil
+}
