@@ -39,6 +39,7 @@ import (
 	"lethe/fault"
 	"lethe/firewall"
 	"lethe/ledger"
+	"lethe/location"
 	"lethe/notify"
 	"lethe/openvpn"
 	"lethe/protocol"
@@ -179,10 +180,8 @@ func (n *Node) serve(ctx context.Context) error {
 			select {
 			case <-gctx.Done():
 				return nil
-			case changed := <-polls:
-				if changed {
-					n.openFirewall(gctx)
-				}
+			case <-polls:
+				n.openFirewall(gctx)
 				n.sessions.Recheck()
 			}
 		}
@@ -318,9 +317,15 @@ func (n *Node) poster() (func(context.Context, []byte) error, error) {
 	}, err
 }
 
-// openFirewall brings the rules up to what the bundle says of this server.
+// openFirewall brings the rules up to what the bundle says of this server. It
+// is called after every poll, so what failed is tried again. Until a later
+// instance has a bundle, the rules of the one before stay.
 func (n *Node) openFirewall(ctx context.Context) {
-	want, err := n.firewallConfig(ctx)
+	self, ok := n.policy.server()
+	if !ok {
+		return
+	}
+	want, err := n.firewallConfig(ctx, self)
 	if err == nil && reflect.DeepEqual(want, n.rules) {
 		return
 	}
@@ -340,8 +345,7 @@ func (n *Node) openFirewall(ctx context.Context) {
 
 // firewallConfig derives the rules' parameters from the directory's entry of
 // this server and from its processes.
-func (n *Node) firewallConfig(ctx context.Context) (firewall.Config, error) {
-	self, _ := n.policy.server()
+func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewall.Config, error) {
 	control, err := controlAddresses(ctx, n.secrets.ControlURL)
 	if err != nil {
 		return firewall.Config{}, err
