@@ -127,19 +127,19 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}
-	if err := cmd.Start(); err != nil {
+	// A dump of a daemon's memory, or of the agent's, would hold customers' addresses. The child
+	// inherits the limit; setting it from outside would need CAP_SYS_RESOURCE.
+	err = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(s.Path), err)
 	}
 	// The child cannot be reaped before watch does it, so its id is still its own.
 	id, err := Identify(cmd.Process.Pid)
-	if err == nil {
-		// A dump of a daemon's memory would hold customers' addresses.
-		err = unix.Prlimit(id.PID, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
-	}
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
+	err = errors.Join(err, unix.SetNonblock(fd, true))
 	p := &Process{id: id, cmd: cmd, pidfd: os.NewFile(uintptr(fd), "pidfd"), out: r, done: make(chan struct{})}
 	p.watch()
 	if err != nil {
