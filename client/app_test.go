@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -297,7 +298,10 @@ func TestConfigExport(t *testing.T) {
 	p.expect(2, "error: no location \"nl-amd\"\nhint: did you mean nl-ams? `lethe locations` shows all\n", "", "config", "export", "nl-amd")
 	p.expect(2, "error: no location \"zzzzzzzz\"\nhint: see `lethe locations`\n", "", "config", "export", "zzzzzzzz")
 	p.expect(5, "error: no server of de-ber takes customers at the moment\nhint: .*\n", "", "config", "export", "berlin")
-	s.set(func() { s.directory.Servers[0].CA = "not a certificate" })
+	s.set(func() {
+		s.directory.Servers = slices.Clone(s.directory.Servers)
+		s.directory.Servers[0].CA = "not a certificate"
+	})
 	p.expect(5, "error: no server of nl-ams can be used in this way\nhint: .*\n", "", "config", "export", "nl-ams")
 }
 

@@ -402,6 +402,7 @@ func (a *app) helper() *cobra.Command {
 	f.StringVar(&cfg.ResolvConf, "resolv-conf", "", "resolver configuration `file` (default /etc/resolv.conf)")
 	f.StringVar(&cfg.OpenVPN, "openvpn", "", "`path` of OpenVPN (default /usr/sbin/openvpn)")
 	f.StringVar(&cfg.NFT, "nft", "", "`path` of nft (default /usr/sbin/nft)")
+	f.StringVar(&cfg.Resolvectl, "resolvectl", "", "`path` of resolvectl (default /usr/bin/resolvectl)")
 	f.DurationVar(&cfg.Mend, "mend", 0, "how often lock, routes and resolvers are checked and repaired (default 5s)")
 	f.Uint32Var(&cfg.UID, "openvpn-uid", 0, "user `id` that OpenVPN runs as where it may open /dev/net/tun (default 65534)")
 	f.Uint32Var(&cfg.GID, "openvpn-gid", 0, "group `id` that goes with it (default 65534)")

@@ -28,10 +28,11 @@ type undo struct {
 
 // savedFile is resolv.conf as it was and as we wrote it.
 type savedFile struct {
-	Path    string `json:"path"` // with symbolic links followed
-	Existed bool   `json:"existed"`
-	Content []byte `json:"content"`
-	Ours    []byte `json:"ours"`
+	Path    string      `json:"path"` // with symbolic links followed
+	Existed bool        `json:"existed"`
+	Mode    fs.FileMode `json:"mode"`
+	Content []byte      `json:"content"`
+	Ours    []byte      `json:"ours"`
 }
 
 const undoVersion = 1
@@ -129,13 +130,16 @@ func (n names) use(ctx context.Context, f *face, u *undo) error {
 		return nil
 	}
 	if u.Resolv == nil || !bytes.Equal(was, u.Resolv.Ours) {
-		u.Resolv = &savedFile{Path: path, Existed: err == nil, Content: was}
+		u.Resolv = &savedFile{Path: path, Existed: err == nil, Mode: 0o644, Content: was}
+		if fi, err := os.Stat(path); err == nil {
+			u.Resolv.Mode = fi.Mode().Perm()
+		}
 	}
 	u.Resolv.Ours = ours
 	if err := u.save(); err != nil {
 		return err
 	}
-	if err := replaceFile(path, ours, 0o644); err != nil {
+	if err := replaceFile(path, ours, u.Resolv.Mode); err != nil {
 		return fault.Wrap(fault.Internal, "dns: resolv.conf cannot be written", err)
 	}
 	return nil
@@ -160,7 +164,7 @@ func (s *savedFile) restore() error {
 	case err == nil && !bytes.Equal(now, s.Ours), errors.Is(err, fs.ErrNotExist):
 		return nil
 	case s.Existed:
-		err = replaceFile(s.Path, s.Content, 0o644)
+		err = replaceFile(s.Path, s.Content, s.Mode)
 	default:
 		err = os.Remove(s.Path)
 	}

@@ -192,8 +192,8 @@ func (h *Helper) present() (Status, <-chan struct{}) {
 func (h *Helper) connect(ctx context.Context, t *Target) error {
 	h.asking.Lock()
 	defer h.asking.Unlock()
+	h.leave() // before the step: what the old session still reports must not count for the new one
 	h.step(Ask, func(s *Status) { *s = Status{State: s.State, Location: t.Location.Code} })
-	h.leave()
 	ways := routesTo(t)
 	if err := h.barrier.raise(ctx, ways[0].portals(), nil); err != nil {
 		if h.barrier.isUp() {

@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -23,7 +22,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/coverage"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,11 +51,6 @@ func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := client.Run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
 	stop()
-	if dir := os.Getenv("LETHE_TEST_COVERAGE"); dir != "" {
-		if err := errors.Join(coverage.WriteMetaDir(dir), coverage.WriteCountersDir(dir)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-	}
 	os.Exit(code)
 }
 
@@ -75,7 +68,7 @@ const (
 
 // rig is a customer machine, an internet with a web site and a resolver, and a VPN server.
 type rig struct {
-	t            *testing.T
+	t            testing.TB
 	dir          string
 	client       string // namespace of the customer machine
 	inet         string // namespace of everything else
@@ -92,7 +85,7 @@ type rig struct {
 
 var rigs atomic.Int64
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces")
@@ -137,7 +130,7 @@ func newRig(t *testing.T) *rig {
 	})
 	r.resolv = filepath.Join(dir, "resolv.conf")
 	r.resolvBefore = []byte("# the customer's own \n\nnameserver " + webV4 + "\noptions timeout:1\n")
-	r.write(r.resolv, r.resolvBefore, 0o644)
+	r.write(r.resolv, r.resolvBefore, 0o755) // as some machines have it
 	r.serveWeb()
 	r.serveDNS()
 	r.makeServer()
@@ -380,9 +373,6 @@ func (r *rig) program(args ...string) *exec.Cmd {
 		}
 		cmd.Env = append(cmd.Env, "TUN="+node)
 	}
-	if f := flag.Lookup("test.gocoverdir"); f != nil && f.Value.String() != "" {
-		cmd.Env = append(cmd.Env, "LETHE_TEST_COVERAGE="+f.Value.String())
-	}
 	return cmd
 }
 
@@ -399,7 +389,8 @@ func (r *rig) startHelper(extra ...string) {
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
-		if r.t.Failed() {
+		if strings.Contains(log.String(), "DATA RACE") || strings.Contains(log.String(), "panic") || r.t.Failed() {
+			r.t.Fail()
 			r.t.Logf("helper said: %s", log.String())
 		}
 	})
@@ -510,7 +501,11 @@ func (r *rig) machine() string {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	b.Write(resolv)
+	fi, err := os.Stat(r.resolv)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	fmt.Fprintf(&b, "%s\n%s", fi.Mode(), resolv)
 	files, err := os.ReadDir(filepath.Join(r.dir, "state"))
 	for _, f := range files {
 		b.WriteString(f.Name() + "\n")

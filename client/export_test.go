@@ -1,0 +1,35 @@
+package client
+
+import (
+	"lethe/account"
+	"net/netip"
+)
+
+// Dialogue opens the management dialogue to its fuzz test.
+type Dialogue struct{ d dialogue }
+
+// NewDialogue returns a dialogue of a customer.
+func NewDialogue(c account.Credential) *Dialogue {
+	return &Dialogue{dialogue{credential: c, env: map[string]string{}}}
+}
+
+// Hear takes one line; up are the tunnel's addresses and resolvers when it is up.
+func (d *Dialogue) Hear(line string) (say string, up []netip.Addr, err error) {
+	say, f, err := d.d.hear(line)
+	if f != nil {
+		up = append(f.addrs(), f.dns...)
+	}
+	return say, up, err
+}
+
+// Ended is what the end of the process means.
+func (d *Dialogue) Ended() error { return d.d.ended() }
+
+// LockRules returns the lock for one portal of each kind and a tunnel.
+func LockRules(tunnel bool) string {
+	var f *face
+	if tunnel {
+		f = &face{device: "lethe-udp", v4: netip.MustParsePrefix("10.64.0.2/16"), v6: netip.MustParsePrefix("fd00::2/128")}
+	}
+	return lockRules([]portal{{netip.MustParseAddr("198.51.100.21"), "udp", 1194}, {netip.MustParseAddr("2001:db8::21"), "tcp", 443}}, f)
+}
