@@ -128,12 +128,12 @@ func repeated(places []Place) bool {
 // Lab is a running lab. Its methods are safe for concurrent use.
 type Lab struct {
 	*Manager
-	opts     Options
-	machines []*Machine
-	listener net.Listener // holds the prefix and serves [Remote]
-	closers  []func() error
-	secrets  *Secrets
-	wg       sync.WaitGroup
+	opts      Options
+	machines  []*Machine
+	listener  net.Listener // holds the prefix and serves [Remote]
+	closers   []func() error
+	activator *activator
+	wg        sync.WaitGroup
 
 	giveUp context.CancelCauseFunc // ends New early
 	built  chan struct{}           // closed when New has built what it could

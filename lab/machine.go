@@ -228,6 +228,14 @@ func (c *Cmd) Output() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// Install writes a file as programs on m see it; only root may read it.
+func (m *Machine) Install(ctx context.Context, path string, content []byte) error {
+	c := m.Command(ctx, "sh", "-c", `mkdir -p "$(dirname "$0")" && umask 077 && cat > "$0"`, path)
+	c.Stdin = bytes.NewReader(content)
+	_, err := c.Output()
+	return err
+}
+
 // Run runs a program on m and returns what it wrote to its standard output.
 func (m *Machine) Run(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := m.Command(ctx, name, args...).Output()

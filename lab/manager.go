@@ -23,6 +23,7 @@ type Unit struct {
 	Machine *Machine      // where it runs
 	Args    []string      // program and arguments (ExecStart=)
 	Env     []string      // more environment, "KEY=value"
+	Runtime string        // its directory is /run/Runtime; default Name
 	Notify  bool          // Type=notify: it is up when it says READY=1; otherwise when it runs
 	Timeout time.Duration // to become ready and to stop; default 20 s
 }
@@ -53,7 +54,7 @@ const (
 // FileDescriptorStorePreserve=no), passes them to its next instance, starts it
 // again when it ends by itself (Restart=always, after 50 ms to 1 s), and stops
 // it with SIGTERM, then SIGKILL, to the main process alone (KillMode=process).
-// A unit has a directory /run/UNIT on its machine, named in RUNTIME_DIRECTORY, which
+// A unit has a directory in /run on its machine, named in RUNTIME_DIRECTORY, which
 // lives until it is stopped (RuntimeDirectoryPreserve=restart). Standard output
 // and error go to a file in the lab's directory. NotifyAccess=all.
 type Manager struct {
@@ -102,6 +103,9 @@ func (m *Manager) LogPath(name string) string { return filepath.Join(m.dir, "log
 func (m *Manager) Start(ctx context.Context, u Unit) error {
 	if u.Timeout == 0 {
 		u.Timeout = defaultTimeout
+	}
+	if u.Runtime == "" {
+		u.Runtime = u.Name
 	}
 	s := &unit{
 		Unit: u, manager: m, ready: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{}),
@@ -356,7 +360,7 @@ func (s *unit) open() error {
 		return fmt.Errorf("unit %s: %w", s.Name, err)
 	}
 	s.socket = socket
-	return os.MkdirAll(s.Machine.Path("/run/"+s.Name), 0o755)
+	return os.MkdirAll(s.Machine.Path("/run/"+s.Runtime), 0o755)
 }
 
 // address returns the path of the unit's notify socket.
@@ -373,7 +377,7 @@ func (s *unit) launch() (*Cmd, error) {
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr.Setsid = true // the terminal's Ctrl-C is not for services
 	c.Env = slices.Concat(c.Env, s.manager.env, s.Env,
-		[]string{"NOTIFY_SOCKET=" + s.address(), "RUNTIME_DIRECTORY=/run/" + s.Name})
+		[]string{"NOTIFY_SOCKET=" + s.address(), "RUNTIME_DIRECTORY=/run/" + s.Runtime})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.store) > 0 {
@@ -459,7 +463,7 @@ func (s *unit) clean() error {
 		_ = f.Close() // a memfd or a socket: nothing is written back
 	}
 	s.store = nil
-	return errors.Join(os.RemoveAll(s.Machine.Path("/run/"+s.Name)), os.RemoveAll(s.address()))
+	return errors.Join(os.RemoveAll(s.Machine.Path("/run/"+s.Runtime)), os.RemoveAll(s.address()))
 }
 
 func (m *Manager) forget(s *unit) {

@@ -1,6 +1,254 @@
 package lab
 
-// Secrets is what the lab's activator knows.
-type Secrets struct{}
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
 
-func (l *Lab) serviceSteps() []step { return nil }
+	"lethe/geoip"
+	"lethe/private"
+	"lethe/secret"
+)
+
+// The ports of the control plane.
+const (
+	appPort  = 443
+	nodePort = 8443
+)
+
+// AppURL is the address of the lab's app API.
+const AppURL = "https://" + apiName
+
+// Source is where Debian's package libloc-database keeps its file.
+const Source = "/usr/share/libloc-location/location.db"
+
+// Paths on the machines, the same as on real ones.
+const (
+	controlData   = "/var/lib/lethe-control"
+	controlConfig = "/etc/lethe/control.json"
+	nodeConfig    = "/etc/lethe/node.json"
+	appConfig     = "/etc/lethe/app.json"
+)
+
+// activator is the lab's part of the activator: it makes what servers are told
+// once per boot. Everything is made anew for each lab.
+type activator struct {
+	vpn, api, web *Authority
+	tlsCrypt      string
+	fromControl   controlKeys
+}
+
+// controlKeys is what `lethe-control keys node` prints.
+type controlKeys struct {
+	Salt      []byte `json:"salt"`
+	Seal      []byte `json:"seal"`
+	TrustRoot []byte `json:"trust_root"`
+}
+
+func newActivator() (*activator, error) {
+	vpn, err1 := NewAuthority("Lethe lab VPN")
+	api, err2 := NewAuthority("Lethe lab node API")
+	web, err3 := NewAuthority("Lethe lab web")
+	return &activator{vpn: vpn, api: api, web: web, tlsCrypt: NewTLSCrypt()}, errors.Join(err1, err2, err3)
+}
+
+// secrets returns what the server of that id is told.
+func (a *activator) secrets(server string) (*secret.Node, error) {
+	vpn, err1 := a.vpn.Issue(server, x509.ExtKeyUsageServerAuth, []string{server})
+	api, err2 := a.api.Issue(server, x509.ExtKeyUsageClientAuth, nil)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	k := a.fromControl
+	if len(k.Salt) != 32 || len(k.Seal) != 32 {
+		return nil, errors.New("the control plane's salt and seal must have 32 bytes")
+	}
+	return &secret.Node{
+		Server:         server,
+		VPNCertificate: private.Of(vpn.Certificate), VPNKey: private.Of(vpn.Key), TLSCrypt: private.Of(a.tlsCrypt),
+		ControlURL:     "https://" + netip.AddrPortFrom(controlAddr.V4, nodePort).String(),
+		ControlCA:      a.api.PEM,
+		APICertificate: private.Of(api.Certificate), APIKey: private.Of(api.Key),
+		Salt: private.Of([32]byte(k.Salt)), Seal: private.Of([32]byte(k.Seal)), TrustRoot: k.TrustRoot,
+	}, nil
+}
+
+// serviceSteps are the steps that bring up Lethe's own programs.
+func (l *Lab) serviceSteps() []step {
+	steps := []step{
+		{"GeoIP file from " + filepath.Base(Source), l.geoIP},
+		{"control plane: keys, database, locations and servers", l.initControl},
+		{"control plane: lethe-control serves", l.startControl},
+	}
+	for i, p := range l.opts.Locations {
+		steps = append(steps, step{"VPN server " + p.server() + " in " + p.City + ": boots, waits, is told its secrets",
+			func(ctx context.Context) error { return l.startNode(ctx, l.Server(i)) }})
+	}
+	return append(steps, step{"customers: the app and its helper", l.startHelpers})
+}
+
+// geoIP builds the GeoIP file unless it is there already.
+func (l *Lab) geoIP(context.Context) error {
+	if _, err := os.Stat(l.opts.GeoIP); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	source, err := os.ReadFile(Source)
+	if err != nil {
+		return err
+	}
+	var extra []geoip.Network
+	for i, isp := range ISPs() {
+		for _, p := range []netip.Prefix{isp.V4, isp.V6} {
+			extra = append(extra, geoip.Network{Prefix: p, Country: isp.Country, ASN: uint32(64496 + i), Name: isp.Name}) // RFC 5398
+		}
+	}
+	var b bytes.Buffer
+	if _, err := geoip.Build(&b, source, extra); err != nil {
+		return err
+	}
+	// Two labs may do this at once; a file is there whole or not at all.
+	part := l.opts.GeoIP + "." + strconv.Itoa(os.Getpid()) + "." + l.opts.Prefix
+	if err := os.WriteFile(part, b.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(part, l.opts.GeoIP)
+}
+
+// initControl makes the control plane's keys and tells it of locations and
+// servers, as an operator would.
+func (l *Lab) initControl(ctx context.Context) (err error) {
+	if l.activator, err = newActivator(); err != nil {
+		return err
+	}
+	m, a := l.Control(), l.activator
+	if err := l.installControl(ctx); err != nil {
+		return err
+	}
+	if _, err := l.Operate(ctx, "init"); err != nil {
+		return err
+	}
+	for i, p := range l.opts.Locations {
+		entry, _ := serverAddr(i)
+		if _, err := l.Operate(ctx, "location", "add", p.Code, p.Country, p.City); err != nil {
+			return err
+		}
+		if _, err := l.Operate(ctx, "server", "add", p.server(), "--location", p.Code,
+			"--address", entry.V4.String(), "--address", entry.V6.String(),
+			"--endpoint", "openvpn-udp:1194", "--endpoint", "openvpn-tcp:443",
+			"--ca", m.Data("vpn-ca.pem"), "--tls-crypt", m.Data("tls-crypt.key")); err != nil {
+			return err
+		}
+	}
+	out, err := l.Operate(ctx, "keys", "node", "--json")
+	if err != nil {
+		return err
+	}
+	if json.Unmarshal([]byte(out), &a.fromControl) != nil {
+		return errors.New("lethe-control keys node: not the JSON that was agreed") // the text has keys
+	}
+	return nil
+}
+
+// installControl writes the files that an operator provides.
+func (l *Lab) installControl(ctx context.Context) error {
+	m, a := l.Control(), l.activator
+	app, err1 := a.web.Issue(apiName, x509.ExtKeyUsageServerAuth, []string{apiName}, controlAddr.V4, controlAddr.V6)
+	node, err2 := a.api.Issue("node-api", x509.ExtKeyUsageServerAuth, []string{nodeName}, controlAddr.V4, controlAddr.V6)
+	config, err3 := json.MarshalIndent(map[string]any{
+		"version":   1,
+		"app":       map[string]any{"listen": ":" + strconv.Itoa(appPort), "certificate": m.Data("app.pem"), "key": m.Data("app.key")},
+		"node":      map[string]any{"listen": ":" + strconv.Itoa(nodePort), "certificate": m.Data("node.pem"), "key": m.Data("node.key")},
+		"client_ca": m.Data("node-ca.pem"),
+		"geoip":     l.opts.GeoIP,
+		"spec":      m.Data("node-spec.json"),
+	}, "", "\t")
+	err := errors.Join(err1, err2, err3)
+	for name, text := range map[string]string{
+		"app.pem": app.Certificate, "app.key": app.Key, "node.pem": node.Certificate, "node.key": node.Key,
+		"node-ca.pem": a.api.PEM, "vpn-ca.pem": a.vpn.PEM, "tls-crypt.key": a.tlsCrypt,
+		// Fast enough to watch; a release refuses such a short usage interval.
+		"node-spec.json": `{"poll_seconds": 1, "usage_seconds": 2}`,
+	} {
+		err = errors.Join(err, os.WriteFile(m.Data(name), []byte(text), 0o600))
+	}
+	if err != nil {
+		return err
+	}
+	return m.Install(ctx, controlConfig, config)
+}
+
+// Operate runs lethe-control on the control plane's machine, as an operator
+// would, and returns what it printed.
+func (l *Lab) Operate(ctx context.Context, args ...string) (string, error) {
+	return l.Control().Operate(ctx, args...)
+}
+
+// Operate is [Lab.Operate]; m must be the control plane's machine.
+func (m *Machine) Operate(ctx context.Context, args ...string) (string, error) {
+	return m.Run(ctx, "lethe-control", append(args, "--dir", controlData)...)
+}
+
+func (l *Lab) startControl(ctx context.Context) error {
+	return l.Start(ctx, Unit{
+		Name: "lethe-control", Machine: l.Control(), Notify: true,
+		Args: []string{"lethe-control", "serve", "--dir", controlData, "--config", controlConfig},
+	})
+}
+
+// startNode boots a server: its agent waits without a secret until the
+// activator's part hands them over.
+func (l *Lab) startNode(ctx context.Context, m *Machine) error {
+	config, err := json.Marshal(map[string]any{"version": 1, "uplinks": []string{Uplink}, "root_hints": m.Data("root.hints"), "processes": 1})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.WriteFile(m.Data("root.hints"), []byte(RootHints()), 0o644), m.Install(ctx, nodeConfig, config)); err != nil {
+		return err
+	}
+	err = l.Start(ctx, Unit{
+		Name: m.Name, Machine: m, Notify: true, Runtime: "lethe-node", Timeout: time.Minute,
+		Args: []string{"lethe-node", "run", "--config", nodeConfig},
+	})
+	if err != nil {
+		return err
+	}
+	return l.Activate(ctx, m)
+}
+
+// Activate hands a server that waits its secrets, as the activator will. A server
+// waits after its boot, and after its unit was stopped and started.
+func (l *Lab) Activate(ctx context.Context, m *Machine) error {
+	n, err := l.activator.secrets(m.Name)
+	if err != nil {
+		return err
+	}
+	return secret.Handover(ctx, m.Path("/run/lethe-node/activate.sock"), n)
+}
+
+// startHelpers installs the app on the customers' machines and starts its
+// root helper.
+func (l *Lab) startHelpers(ctx context.Context) error {
+	config, err := json.Marshal(map[string]string{"api": AppURL, "ca": "/etc/lethe/ca.pem"})
+	if err != nil {
+		return err
+	}
+	for i := range l.opts.Customers {
+		m := l.Customer(i)
+		err := errors.Join(m.Install(ctx, appConfig, config), m.Install(ctx, "/etc/lethe/ca.pem", []byte(l.activator.web.PEM)))
+		if err != nil {
+			return err
+		}
+		if err := l.Start(ctx, Unit{Name: "helper-" + m.Name, Machine: m, Notify: true, Runtime: "lethe", Args: []string{"lethe", "helper"}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

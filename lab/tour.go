@@ -1,0 +1,143 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Email and password of the customer of the tour.
+const (
+	TourEmail    = "ada@river.example"
+	TourPassword = "a river in the underworld"
+)
+
+// Tour tells the story of one customer on a running lab and writes what is
+// typed and what is answered to out: sign up, be licensed by the operator, log in,
+// connect, fetch the web site through the tunnel, disconnect, and the one usage row
+// that is all the provider keeps. It fails when the site sees another address than a
+// server's, or no row comes.
+func Tour(ctx context.Context, info *Info, out io.Writer) error {
+	t := tour{out, info.Machine(customerName(0)), info.Machine("control")}
+	before, err := t.visit(ctx)
+	if err != nil {
+		return err
+	}
+	place := info.Machines[2] // the first server
+	code, _ := strings.CutSuffix(place.Name, "-1")
+	if err := t.enter(ctx, t.customer, TourPassword+"\n", "lethe", "signup", TourEmail); err != nil {
+		return err
+	}
+	until := time.Now().AddDate(0, 1, 0).UTC().Format(time.DateOnly)
+	for _, s := range []struct {
+		on    *Machine
+		stdin string
+		args  []string
+	}{
+		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "5", "--until", until, "--dir", controlData}},
+		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
+		{t.customer, "", []string{"lethe", "locations"}},
+		{t.customer, "", []string{"lethe", "connect", code}},
+		{t.customer, "", []string{"lethe", "status"}},
+	} {
+		if err := t.enter(ctx, s.on, s.stdin, s.args...); err != nil {
+			return err
+		}
+	}
+	inside, err := t.visit(ctx)
+	if err != nil {
+		return err
+	}
+	if inside == before || !place.has(inside) {
+		return fmt.Errorf("the web site sees %s, want an address of %s", inside, place.Name)
+	}
+	if _, err := t.say(ctx, t.customer, "curl", "-sS", "-o", "/dev/null", "-w", "%{size_download} bytes\n", SiteURL+"bytes/5000000"); err != nil {
+		return err
+	}
+	if err := t.enter(ctx, t.customer, "", "lethe", "disconnect"); err != nil {
+		return err
+	}
+	return t.usage(ctx)
+}
+
+// has reports whether address is one of m's.
+func (m *Machine) has(address string) bool {
+	for _, d := range m.Addresses {
+		if d.V4.String() == address || d.V6.String() == address {
+			return true
+		}
+	}
+	return false
+}
+
+type tour struct {
+	out               io.Writer
+	customer, control *Machine
+}
+
+// enter runs a command as a person on m would, and shows both.
+func (t *tour) enter(ctx context.Context, m *Machine, stdin string, args ...string) error {
+	fmt.Fprintf(t.out, "\n%s$ %s\n", m.Name, strings.Join(args, " "))
+	c := m.Command(ctx, args[0], args[1:]...)
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), t.out, t.out
+	if err := c.Run(); err != nil {
+		return fmt.Errorf("%s: %w", strings.Join(args[:2], " "), err)
+	}
+	return nil
+}
+
+// say is enter that returns the output.
+func (t *tour) say(ctx context.Context, m *Machine, args ...string) (string, error) {
+	fmt.Fprintf(t.out, "\n%s$ %s\n", m.Name, strings.Join(args, " "))
+	got, err := m.Run(ctx, args[0], args[1:]...)
+	_, _ = io.WriteString(t.out, got) // whoever watches may be gone
+	return got, err
+}
+
+// visit fetches the web site and returns the address that it saw.
+func (t *tour) visit(ctx context.Context) (string, error) {
+	got, err := t.say(ctx, t.customer, "curl", "-sS", "-m", "10", SiteURL)
+	if err != nil {
+		return "", err
+	}
+	address, _, _ := strings.Cut(strings.TrimPrefix(got, "address: "), "\n")
+	return address, nil
+}
+
+// usagePatience is how long the tour waits for the row: several of the lab's
+// delivery intervals.
+const usagePatience = 30 * time.Second
+
+// usage waits for the usage row and shows it.
+func (t *tour) usage(ctx context.Context) error {
+	fmt.Fprintln(t.out, "\nwaiting for the server to deliver the usage record, at a moment of its own clock …")
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(usagePatience); ; {
+		got, err := t.control.Operate(ctx, "usage", "show", TourEmail, "--json")
+		if err != nil {
+			return err
+		}
+		var answer struct {
+			Rows []json.RawMessage `json:"rows"`
+		}
+		if err := json.Unmarshal([]byte(got), &answer); err != nil {
+			return fmt.Errorf("lethe-control usage show: %w", err)
+		}
+		if len(answer.Rows) > 0 {
+			return t.enter(ctx, t.control, "", "lethe-control", "usage", "show", TourEmail, "--dir", controlData)
+		}
+		if time.Now().After(end) {
+			return errors.New("no usage row came")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
