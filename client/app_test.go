@@ -296,6 +296,7 @@ func TestConfigExport(t *testing.T) {
 	p.expect(5, "error: no server of us-nyc can be used in this way\nhint: .*\n", "", "config", "export", "us-nyc", "--transport", "tcp")
 	p.expect(2, "error: no transport pigeon\nhint: auto, udp or tcp\n", "", "config", "export", "--transport", "pigeon")
 	p.expect(2, "error: no location \"nl-amd\"\nhint: did you mean nl-ams? `lethe locations` shows all\n", "", "config", "export", "nl-amd")
+	p.expect(2, "error: no location \"[31mred\"\nhint: see `lethe locations`\n", "", "config", "export", "\x1b[31mr\xffed")
 	p.expect(2, "error: no location \"zzzzzzzz\"\nhint: see `lethe locations`\n", "", "config", "export", "zzzzzzzz")
 	p.expect(5, "error: no server of de-ber takes customers at the moment\nhint: .*\n", "", "config", "export", "berlin")
 	s.set(func() {

@@ -22,5 +22,7 @@
 // timers and resolvers.
 package client
 
+import "lethe/version"
+
 // Version is the app's version; the service keeps the latest one per account.
-const Version = "0.1.0"
+const Version = version.Number

@@ -200,17 +200,25 @@ func TestSocket(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "error: helper: no such group") {
 		t.Errorf("%v: %s", err, out)
 	}
-	r.startHelper()
+	silent := r.program("helper")
+	silent.Env = append(silent.Env, "NOTIFY_SOCKET=/nonexistent/notify")
+	if out, err := silent.CombinedOutput(); err == nil || !strings.Contains(string(out), "error: helper: the service manager does not answer") {
+		t.Errorf("%v: %s", err, out)
+	}
+	r.startHelper("--group", "nogroup")
 	if err := os.Chmod(r.socket(), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(r.dir, "lethe"), "status", "--socket", r.socket())
-	cmd.Env = []string{asProgram + "=1"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 12345, Gid: 12345}}
-	if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), "error: you may not use the helper") || cmd.ProcessState.ExitCode() != 4 {
-		t.Errorf("a stranger: %s", out)
+	for uid, want := range map[uint32]int{12345: 4, 1: 4, 65534: 0} { // the last one's group is in the user database
+		cmd := exec.Command(filepath.Join(r.dir, "lethe"), "status", "--socket", r.socket())
+		cmd.Env = []string{asProgram + "=1"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: 12345}}
+		out, _ := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != want || want == 4 && !strings.Contains(string(out), "error: you may not use the helper") {
+			t.Errorf("user %d: %s", uid, out)
+		}
 	}
-	cmd = exec.Command(filepath.Join(r.dir, "lethe"), "helper", "--runtime-dir", filepath.Join(r.dir, "x"))
+	cmd := exec.Command(filepath.Join(r.dir, "lethe"), "helper", "--runtime-dir", filepath.Join(r.dir, "x"))
 	cmd.Env = []string{asProgram + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 12345, Gid: 12345}}
 	if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), "error: the helper must run as root") {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -32,19 +33,12 @@ func routesTo(t *Target) (ways []way) {
 				w = append(w, route{s, e, portal{a.Unmap(), proto, e.Port}})
 			}
 			if len(w) > 0 {
-				slices.SortFunc(w, func(a, b route) int { return -compare(a.proto, b.proto) }) // UDP first
+				slices.SortFunc(w, func(a, b route) int { return strings.Compare(b.proto, a.proto) }) // UDP first
 				ways = append(ways, w)
 			}
 		}
 	}
 	return ways
-}
-
-func compare(a, b string) int {
-	if a < b {
-		return -1
-	}
-	return 1
 }
 
 // portals are what the lock must let through for w.

@@ -354,13 +354,17 @@ func (r *rig) target(transport client.Transport, password string) *client.Target
 
 func (r *rig) socket() string { return filepath.Join(r.dir, "run", "helper.sock") }
 
+// unitCaps are the capabilities of the service unit in doc/app.md.
+const unitCaps = "-all,+net_admin,+net_raw,+setuid,+setgid,+setpcap,+chown,+dac_override,+kill,+sys_resource"
+
 // program returns a command that runs lethe on the customer machine.
 func (r *rig) program(args ...string) *exec.Cmd {
 	self, err := os.Executable()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	script := `mount --bind "$RESOLV" /etc/resolv.conf; if [ -n "$TUN" ]; then mount --bind "$TUN" /dev/net/tun; fi; exec "$@"`
+	script := `mount --bind "$RESOLV" /etc/resolv.conf; if [ -n "$TUN" ]; then mount --bind "$TUN" /dev/net/tun
+exec setpriv --no-new-privs --bounding-set=` + unitCaps + ` "$@"; fi; exec "$@"`
 	cmd := exec.Command("ip", append([]string{"netns", "exec", r.client, "sh", "-c", script, "sh", self}, args...)...)
 	cmd.Env = append(os.Environ(), asProgram+"=1", "RESOLV="+r.resolv, "RUNTIME_DIRECTORY="+r.dir+"/run", "STATE_DIRECTORY="+r.dir+"/state")
 	if r.openTun {

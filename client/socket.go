@@ -20,6 +20,7 @@ import (
 
 	"lethe/event"
 	"lethe/fault"
+	"lethe/notify"
 )
 
 // serve listens on the helper's socket until ctx ends and then waits for everything it started.
@@ -37,6 +38,9 @@ func (h *Helper) serve(ctx context.Context) error {
 	listener, err := h.listen(group)
 	if err != nil {
 		return fault.Wrap(fault.Internal, "helper: cannot listen on its socket", err)
+	}
+	if err := notify.Ready(); err != nil {
+		return errors.Join(fault.Wrap(fault.Unavailable, "helper: the service manager does not answer", err), listener.Close())
 	}
 	var all sync.WaitGroup
 	all.Go(func() { h.look(ctx) })
