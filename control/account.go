@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/account"
-	"lethe/private"
 )
 
 // accountView is the JSON of an account. Passwords and the VPN credential are
@@ -87,7 +86,7 @@ func (p *program) accountCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			password, err := p.password()
+			password, err := p.password(ctx)
 			if err != nil {
 				return err
 			}
@@ -140,8 +139,7 @@ func (p *program) accountCommand() *cobra.Command {
 		p.onAccount("enable EMAIL", "Allow a disabled account again", setDisabled(false)),
 		p.onAccount("password EMAIL", "Set a new password, from the terminal or standard input",
 			func(ctx context.Context, c *Control, id account.ID) error {
-				var password private.Value[string]
-				password, err := p.password()
+				password, err := p.password(ctx)
 				if err != nil {
 					return err
 				}
@@ -150,29 +148,35 @@ func (p *program) accountCommand() *cobra.Command {
 		remove)
 }
 
+// licenceFlags are the flags of licence create and licence extend.
+type licenceFlags struct {
+	plan    string
+	devices int
+	until   date
+}
+
+func (f *licenceFlags) on(c *cobra.Command, plan string, devices int) *cobra.Command {
+	c.Flags().StringVar(&f.plan, "plan", plan, "name of the plan: small letters, digits, hyphens")
+	c.Flags().IntVar(&f.devices, "devices", devices, "devices connected at once, 1 to 255")
+	c.Flags().Var(&f.until, "until", "last day, for instance 2027-01-31 (required)")
+	_ = c.MarkFlagRequired("until") // fails only for a flag that is not there
+	return c
+}
+
 func (p *program) licenceCommand() *cobra.Command {
-	var plan string
-	var devices int
-	var until date
-	flags := func(c *cobra.Command, defaultPlan string, defaultDevices int) *cobra.Command {
-		c.Flags().StringVar(&plan, "plan", defaultPlan, "name of the plan: small letters, digits, hyphens")
-		c.Flags().IntVar(&devices, "devices", defaultDevices, "devices connected at once, 1 to 255")
-		c.Flags().Var(&until, "until", "last day, for instance 2027-01-31 (required)")
-		_ = c.MarkFlagRequired("until") // fails only for a flag that is not there
-		return c
-	}
-	return group("licence", "Make, extend and end licences",
-		flags(p.onAccount("create EMAIL", "Give an account a licence", func(ctx context.Context, c *Control, id account.ID) error {
-			return c.Accounts.CreateLicence(ctx, id, plan, devices, until.Day)
-		}), "standard", 5),
-		flags(p.onAccount("extend EMAIL", "Move the last day of a licence, and change plan or devices if given",
-			func(ctx context.Context, c *Control, id account.ID) error {
-				_, err := c.Accounts.Extend(ctx, id, plan, devices, until.Day)
-				return err
-			}), "", 0),
-		p.onAccount("disable EMAIL", "End a licence now", func(ctx context.Context, c *Control, id account.ID) error {
-			return c.Accounts.DisableLicence(ctx, id)
-		}))
+	var made, longer licenceFlags
+	create := p.onAccount("create EMAIL", "Give an account a licence", func(ctx context.Context, c *Control, id account.ID) error {
+		return c.Accounts.CreateLicence(ctx, id, made.plan, made.devices, made.until.Day)
+	})
+	extend := p.onAccount("extend EMAIL", "Move the last day of a licence, and change plan or devices if given",
+		func(ctx context.Context, c *Control, id account.ID) error {
+			_, err := c.Accounts.Extend(ctx, id, longer.plan, longer.devices, longer.until.Day)
+			return err
+		})
+	disable := p.onAccount("disable EMAIL", "End a licence now", func(ctx context.Context, c *Control, id account.ID) error {
+		return c.Accounts.DisableLicence(ctx, id)
+	})
+	return group("licence", "Make, extend and end licences", made.on(create, "standard", 5), longer.on(extend, "", 0), disable)
 }
 
 // removed says what is gone.

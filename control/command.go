@@ -7,16 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"lethe/day"
 	"lethe/fault"
-	"lethe/private"
 )
 
 // DefaultDir is where the data directory is unless --dir says otherwise.
@@ -168,30 +165,6 @@ func (p *program) email(arg string) (string, error) {
 		return p.line("e-mail address")
 	}
 	return arg, nil
-}
-
-// password asks for a password: twice without echo on a terminal, else one
-// line of standard input.
-func (p *program) password() (private.Value[string], error) {
-	f, ok := p.stdin.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		s, err := p.line("password")
-		return private.Of(s), err
-	}
-	var typed [2][]byte
-	for i, prompt := range []string{"Password: ", "Once more: "} {
-		fmt.Fprint(p.stderr, prompt)
-		b, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(p.stderr)
-		if err != nil {
-			return private.Value[string]{}, fault.Wrap(fault.Invalid, "no password was typed", err)
-		}
-		typed[i] = b
-	}
-	if string(typed[0]) != string(typed[1]) {
-		return private.Value[string]{}, fault.New(fault.Invalid, "the two passwords differ")
-	}
-	return private.Of(string(typed[0])), nil
 }
 
 // date is a flag that holds a day.

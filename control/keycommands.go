@@ -19,6 +19,7 @@ func (p *program) initCommand() *cobra.Command {
 			"Keep a backup of keys and roots apart from the store, and keys/root.pem nowhere else: the service runs without\n" +
 			"it, and whoever has it can replace every other signing key.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			p.started = true
 			if err := Init(cmd.Context(), p.dir); err != nil {
 				return err
 			}

@@ -74,14 +74,13 @@ type Places interface {
 type Sealer struct{ aead cipher.AEAD }
 
 // NewSealer returns a sealer with that data key.
-func NewSealer(key private.Value[[32]byte]) (Sealer, error) {
+func NewSealer(key private.Value[[32]byte]) (s Sealer, err error) {
 	k := key.Reveal()
 	block, err := aes.NewCipher(k[:])
-	if err != nil {
-		return Sealer{}, err
+	if err == nil {
+		s.aead, err = cipher.NewGCMWithRandomNonce(block)
 	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	return Sealer{aead}, err
+	return s, err
 }
 
 // Seal returns nonce, ciphertext and tag of a field: 28 bytes more than it
