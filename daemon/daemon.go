@@ -93,6 +93,7 @@ type Process struct {
 	out   *os.File // reading end of the output; nil when it cannot be had
 	lines atomic.Uint64
 	done  chan struct{}
+	quiet chan struct{}    // closed when the output has been drained to its end
 	state *os.ProcessState // set before done is closed; nil when adopted
 	wg    sync.WaitGroup
 	once  sync.Once
@@ -227,9 +228,8 @@ func output() (r, w *os.File, err error) {
 // watch starts the two goroutines of p; both end when the process ends or p is
 // released.
 func (p *Process) watch() {
-	if p.out != nil {
-		p.wg.Go(p.drain)
-	}
+	p.quiet = make(chan struct{})
+	p.wg.Go(p.drain)
 	p.wg.Go(func() {
 		raw, err := p.pidfd.SyscallConn()
 		if err == nil {
@@ -249,14 +249,16 @@ func (p *Process) watch() {
 			// A child of the child may hold the pipe open: do not wait for it.
 			_ = p.out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		}
+		<-p.quiet
 		close(p.done)
 	})
 }
 
 // drain counts and drops what the process prints.
 func (p *Process) drain() {
+	defer close(p.quiet)
 	buf := make([]byte, 4096)
-	for {
+	for p.out != nil {
 		n, err := p.out.Read(buf)
 		p.lines.Add(uint64(bytes.Count(buf[:n], []byte{'\n'})))
 		clear(buf[:n])
@@ -301,7 +303,7 @@ func (p *Process) Wait(ctx context.Context) (int, error) {
 }
 
 // Stop asks the process to end (SIGTERM), ends it after grace or when ctx ends
-// (SIGKILL), and releases it.
+// (SIGKILL), and releases it. A released process cannot be stopped.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	defer p.Release()
 	ctx, cancel := context.WithTimeout(ctx, grace)
@@ -315,7 +317,7 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop process: %w", err)
 	}
-	<-p.done
+	p.wg.Wait() // the watch ends with the process, or has ended before
 	return nil
 }
 
@@ -323,11 +325,6 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 // goroutines. Done stays open if the process still runs.
 func (p *Process) Release() {
 	p.once.Do(func() {
-		select {
-		case <-p.done:
-			p.wg.Wait() // the last lines are counted
-		default:
-		}
 		_ = p.pidfd.Close()
 		if p.out != nil {
 			_ = p.out.Close()
