@@ -57,21 +57,21 @@ func (b *barrier) raise(ctx context.Context, portals []portal, f *face) error {
 		return err
 	}
 	b.up, b.portals, b.face = true, portals, f
-	return b.arrange(ctx)
+	return b.arrange(ctx, f)
 }
 
 // arrange sets everything but the lock. The caller holds mu.
-func (b *barrier) arrange(ctx context.Context) error {
-	if err := applySettings(nil); err != nil {
-		return err
+func (b *barrier) arrange(ctx context.Context, f *face) error {
+	err := applySettings(nil)
+	if err == nil {
+		err = divert()
 	}
-	if err := divert(); err != nil || b.face == nil {
-		return err
+	if err == nil && f != nil {
+		if err = enter(f); err == nil {
+			err = b.names.use(ctx, f, b.undo)
+		}
 	}
-	if err := enter(b.face); err != nil {
-		return err
-	}
-	return b.names.use(ctx, b.face, b.undo)
+	return err
 }
 
 // mend repairs what others have changed: a firewall's reload that flushed the lock, a DHCP client
@@ -90,7 +90,11 @@ func (b *barrier) mend(ctx context.Context) error {
 	if err != nil || b.undo == nil {
 		return err
 	}
-	return b.arrange(ctx)
+	f := b.face
+	if f != nil && !exists(f.device) {
+		f = nil // the tunnel has just ended, and whoever owns it does the rest
+	}
+	return b.arrange(ctx, f)
 }
 
 // lower takes everything down. What cannot be put back stays recorded, so that the next call tries

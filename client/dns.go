@@ -93,17 +93,20 @@ func replaceFile(path string, content []byte, mode fs.FileMode) error {
 type names struct {
 	resolvConf string
 	resolvectl string // path, empty when not installed
+
+	doubted []byte // what stood in resolv.conf when it was last found changed
 }
 
 // resolved reports whether systemd-resolved keeps resolv.conf (systemd-resolved.service(8)).
-func (n names) resolved() bool {
+func (n *names) resolved() bool {
 	target, err := filepath.EvalSymlinks(n.resolvConf)
 	return err == nil && n.resolvectl != "" && strings.Contains(target, "/systemd/resolve/")
 }
 
 // use makes the tunnel's resolvers the machine's only ones. It may be called again: whatever
-// somebody wrote meanwhile is then what will be restored.
-func (n names) use(ctx context.Context, f *face, u *undo) error {
+// somebody wrote meanwhile is then what will be restored. As it may be half written, that takes two
+// calls which find the same.
+func (n *names) use(ctx context.Context, f *face, u *undo) error {
 	if n.resolved() {
 		// The settings belong to the device and go with it.
 		args := [][]string{{"dns", f.device}, {"domain", f.device, "~."}, {"default-route", f.device, "yes"}}
@@ -130,6 +133,10 @@ func (n names) use(ctx context.Context, f *face, u *undo) error {
 		return nil
 	}
 	if u.Resolv == nil || !bytes.Equal(was, u.Resolv.Ours) {
+		if u.Resolv != nil && !bytes.Equal(was, n.doubted) {
+			n.doubted = was
+			return nil
+		}
 		u.Resolv = &savedFile{Path: path, Existed: err == nil, Mode: 0o644, Content: was}
 		if fi, err := os.Stat(path); err == nil {
 			u.Resolv.Mode = fi.Mode().Perm()

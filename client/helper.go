@@ -91,7 +91,7 @@ func NewHelper(cfg HelperConfig, log *event.Logger) *Helper {
 		cfg.Resolvectl = ""
 	}
 	return &Helper{cfg: cfg, log: log, changed: make(chan struct{}), barrier: &barrier{
-		lock: lock{cfg.NFT}, names: names{cfg.ResolvConf, cfg.Resolvectl}, undoPath: filepath.Join(cfg.StateDir, "undo.json"),
+		lock: lock{cfg.NFT}, names: names{resolvConf: cfg.ResolvConf, resolvectl: cfg.Resolvectl}, undoPath: filepath.Join(cfg.StateDir, "undo.json"),
 	}}
 }
 

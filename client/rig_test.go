@@ -366,7 +366,7 @@ func (r *rig) program(args ...string) *exec.Cmd {
 	script := `mount --bind "$RESOLV" /etc/resolv.conf; if [ -n "$TUN" ]; then mount --bind "$TUN" /dev/net/tun
 exec setpriv --no-new-privs --bounding-set=` + unitCaps + ` "$@"; fi; exec "$@"`
 	cmd := exec.Command("ip", append([]string{"netns", "exec", r.client, "sh", "-c", script, "sh", self}, args...)...)
-	cmd.Env = append(os.Environ(), asProgram+"=1", "RESOLV="+r.resolv, "RUNTIME_DIRECTORY="+r.dir+"/run", "STATE_DIRECTORY="+r.dir+"/state")
+	cmd.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=0", "RESOLV="+r.resolv, "RUNTIME_DIRECTORY="+r.dir+"/run", "STATE_DIRECTORY="+r.dir+"/state")
 	if r.openTun {
 		node := filepath.Join(r.dir, "tun")
 		if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil && !errors.Is(err, os.ErrExist) {
@@ -393,7 +393,7 @@ func (r *rig) startHelper(extra ...string) {
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
-		if strings.Contains(log.String(), "DATA RACE") || strings.Contains(log.String(), "panic") || r.t.Failed() {
+		if strings.Contains(log.String(), "DATA RACE") || strings.Contains(log.String(), "panic") || strings.Contains(log.String(), "trouble") || r.t.Failed() {
 			r.t.Fail()
 			r.t.Logf("helper said: %s", log.String())
 		}

@@ -114,6 +114,12 @@ func undivert() error {
 	return nil
 }
 
+// exists reports whether there is a device of that name.
+func exists(device string) bool {
+	_, err := netlink.LinkByName(device)
+	return err == nil
+}
+
 // traffic returns the bytes through a device, or zeros when there is none of that name.
 func traffic(device string) (received, sent uint64) {
 	link, err := netlink.LinkByName(device)
