@@ -35,14 +35,13 @@ import (
 
 // service is the real app API over accounts in memory.
 type service struct {
-	mu         sync.Mutex
-	accounts   map[string]string // e-mail to password
-	tokens     map[string]bool
-	paid       day.Day
-	credential int // how often it was replaced
-	password   string
-	directory  location.Directory
-	trouble    error // what every call fails with
+	mu        sync.Mutex
+	accounts  map[string]string // e-mail to password
+	tokens    map[string]bool
+	paid      day.Day
+	password  string
+	directory location.Directory
+	trouble   error // what every call fails with
 
 	url, ca string
 	stop    func()

@@ -76,11 +76,9 @@ type rig struct {
 	resolvBefore []byte
 	server       location.Server
 	helper       *exec.Cmd
-	helperFlags  []string
 	openTun      bool // /dev/net/tun may be opened by everybody
 	vpn          map[string]*exec.Cmd
 	asked        atomic.Int64 // DNS questions answered
-	serial       int
 }
 
 var rigs atomic.Int64
