@@ -29,6 +29,8 @@ type driver struct {
 	mu      sync.Mutex
 	link    *link // nil while there is no connection
 	process *daemon.Process
+	notices uint64 // lines that the process printed before its first client
+	served  bool   // it has had a client
 	clients map[uint64]*state
 	kills   []uint64 // clients to end as soon as there is a connection
 }
@@ -66,7 +68,7 @@ func (d *driver) run(ctx context.Context) error {
 	defer wg.Wait()
 	p := daemon.Keep(ctx, d.adopt(ctx), d.start, func(p *daemon.Process, starts uint64) {
 		wg.Wait() // for the conversation with a process that has ended
-		if starts > 0 && d.replace(p) {
+		if d.replace(p) && starts > 0 {
 			d.s.log.Log(event.Restarted{Part: event.OpenVPN, Index: int(d.in.Daemon), Count: d.s.restarts.Add(1)})
 		}
 		wg.Go(func() { d.serve(talk, p) })
@@ -94,11 +96,30 @@ func (d *driver) replace(p *daemon.Process) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	former := d.process
-	d.process = p
-	if former != nil && former != p {
-		d.s.lines.Add(former.Lines())
+	if former == p {
+		return true
 	}
+	d.s.lines.Add(d.lines())
+	d.process, d.notices, d.served = p, 0, false
 	return former != nil
+}
+
+// lines returns how many lines the process printed since its first client. What it prints before,
+// warnings about its configuration, cannot be about anybody. The caller holds d.mu.
+func (d *driver) lines() uint64 {
+	if d.process == nil || !d.served {
+		return 0
+	}
+	return d.process.Lines() - d.notices
+}
+
+// serving notes that the process has a client.
+func (d *driver) serving() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.process != nil && !d.served {
+		d.served, d.notices = true, d.process.Lines()
+	}
 }
 
 // adopt takes over the process that a former agent left, or returns nil.
@@ -116,6 +137,7 @@ func (d *driver) adopt(ctx context.Context) *daemon.Process {
 		return nil
 	}
 	d.replace(p)
+	d.served = true // perhaps; nothing it prints from now on is a notice
 	d.s.log.Log(event.Adopted{Part: event.OpenVPN, Index: int(d.in.Daemon)})
 	return p
 }
@@ -289,6 +311,7 @@ func (d *driver) ref(cid uint64) session.Ref { return session.Ref{Daemon: d.in.D
 func (d *driver) handle(l *link, m message) {
 	switch m.kind {
 	case connect:
+		d.serving()
 		d.admit(l, m)
 	case reauth:
 		d.renew(l, m)
@@ -424,8 +447,5 @@ func (d *driver) stats() (clients int, lines uint64) {
 			clients++
 		}
 	}
-	if d.process != nil {
-		lines = d.process.Lines()
-	}
-	return clients, lines
+	return clients, d.lines()
 }

@@ -86,7 +86,7 @@ type Instance struct {
 // Stats are counts over all processes since the server was made.
 type Stats struct {
 	Clients  int    // clients whose tunnels carry traffic
-	Lines    uint64 // lines the processes printed, dropped
+	Lines    uint64 // lines the processes printed since their first client, dropped; expected: 0
 	Restarts uint64 // processes that ended without having been told and were started again
 }
 
