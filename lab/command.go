@@ -113,9 +113,8 @@ func (c *cli) up() *cobra.Command {
 	return cmd
 }
 
-// progressFD is the descriptor on which the background process tells its
-// progress; it is closed when the lab is up.
-const progressFD = 3
+// firstExtra is the number of the first of [exec.Cmd.ExtraFiles].
+const firstExtra = 3
 
 // background starts `lethe-lab serve` as a process of its own session and
 // passes on what it says until the lab is up.
@@ -130,7 +129,7 @@ func (c *cli) background(ctx context.Context) (err error) {
 	}
 	defer r.Close()
 	s := exec.Command(self, "serve", "--prefix", c.opts.Prefix, "--dir", c.opts.Dir, "--bin", c.opts.BinDir,
-		fmt.Sprintf("--customers=%d", c.opts.Customers), fmt.Sprintf("--bare=%t", c.opts.Bare))
+		fmt.Sprintf("--progress=%d", firstExtra), fmt.Sprintf("--customers=%d", c.opts.Customers), fmt.Sprintf("--bare=%t", c.opts.Bare))
 	s.ExtraFiles = []*os.File{w}
 	s.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = errors.Join(s.Start(), w.Close())
@@ -153,12 +152,13 @@ func (c *cli) background(ctx context.Context) (err error) {
 const upLine = "✓ lab is up\n"
 
 func (c *cli) serve() *cobra.Command {
+	var fd int
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Hold a lab until it is taken down (up starts this)", Args: cobra.NoArgs, Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// The machines' first processes must not keep it open.
-			syscall.CloseOnExec(progressFD)
-			progress := os.NewFile(progressFD, "progress")
+			syscall.CloseOnExec(fd) // the machines' first processes must not keep it open
+			progress := os.NewFile(uintptr(fd), "progress")
+			defer progress.Close()
 			c.opts.Step = Progress(progress)
 			l, err := New(cmd.Context(), c.opts)
 			if err != nil {
@@ -179,6 +179,7 @@ func (c *cli) serve() *cobra.Command {
 		},
 	}
 	c.shape(cmd)
+	cmd.Flags().IntVar(&fd, "progress", firstExtra, "open descriptor on which to tell the progress; it is closed when the lab is up")
 	return cmd
 }
 
@@ -256,7 +257,12 @@ func (c *cli) operator() *cobra.Command {
 func (c *cli) run() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run MACHINE COMMAND [ARGUMENT]…", Short: "Run one command on a machine", Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.enter(cmd.Context(), args[0], args[1:]...) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[1] == "--" && len(args) > 2 {
+				args = append(args[:1], args[2:]...)
+			}
+			return c.enter(cmd.Context(), args[0], args[1:]...)
+		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	return cmd
@@ -279,10 +285,12 @@ func (c *cli) enter(ctx context.Context, machine string, args ...string) error {
 	command := m.Command(context.WithoutCancel(ctx), args[0], args[1:]...) // Ctrl-C is for the command
 	command.Stdin, command.Stdout, command.Stderr = c.in, c.out, c.err
 	command.Env = append(command.Env, "TERM="+c.env("TERM"), `PS1=[`+machine+`] \w \$ `)
-	if err := command.Run(); err != nil {
+	err = command.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
 		return errors.Join(errOnMachine, err)
 	}
-	return nil
+	return err
 }
 
 func (c *cli) logs() *cobra.Command {

@@ -61,7 +61,8 @@ type Options struct {
 	Customers int
 	// Bare leaves out Lethe's own programs: network, web site and DNS only.
 	Bare bool
-	// Env is added to the environment of every program, as "KEY=value".
+	// Env is added to the environment of every command on a machine, as
+	// "KEY=value"; a later value of a key wins.
 	Env []string
 	// Step, when set, is called before each step with its name, and the function
 	// it returns after it.
@@ -212,7 +213,7 @@ func (l *Lab) network(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(l.opts.Dir, marker), nil, 0o600); err != nil {
 		return err
 	}
-	l.Manager = newManager(l.opts.Dir, l.opts.Env)
+	l.Manager = newManager(l.opts.Dir)
 	l.machines = l.opts.plan()
 	if err := link(ctx, l.machines); err != nil {
 		return err

@@ -24,12 +24,13 @@ import (
 // and see their own /etc, /run and /var/lib; the rest of the file system is the
 // real machine's.
 type Machine struct {
-	Name      string // "customer-1"
-	Namespace string // name of the network namespace, for ip-netns(8)
-	Dir       string // its files: etc, run, var/lib, home, data
-	BinDir    string // where Lethe's programs are; first in PATH
-	Init      int    // first process, which keeps its view of the file system; enter with nsenter(1)
-	Addresses []Dual // of its uplink, the main one first; none on the router
+	Name      string   // "customer-1"
+	Namespace string   // name of the network namespace, for ip-netns(8)
+	Dir       string   // its files: etc, run, var/lib, home, data
+	BinDir    string   // where Lethe's programs are; first in PATH
+	Init      int      // first process, which keeps its view of the file system; enter with nsenter(1)
+	Env       []string // of every command, beside PATH, HOME and the like
+	Addresses []Dual   // of its uplink, the main one first; none on the router
 
 	segment segment
 	forward bool
@@ -192,10 +193,10 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *Cmd
 	c.SysProcAttr = &syscall.SysProcAttr{}
 	c.WaitDelay = 5 * time.Second // for children of the program that hold its output open
 	c.Dir = filepath.Join(m.Dir, "home")
-	c.Env = []string{
+	c.Env = append([]string{
 		"PATH=" + m.BinDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=" + c.Dir, "USER=root", "LOGNAME=root", "LANG=C.UTF-8",
-	}
+	}, m.Env...)
 	return &Cmd{c, m}
 }
 
@@ -228,9 +229,9 @@ func (c *Cmd) Output() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Install writes a file as programs on m see it; only root may read it.
+// Install writes a file as programs on m see it; everybody may read it.
 func (m *Machine) Install(ctx context.Context, path string, content []byte) error {
-	c := m.Command(ctx, "sh", "-c", `mkdir -p "$(dirname "$0")" && umask 077 && cat > "$0"`, path)
+	c := m.Command(ctx, "sh", "-c", `umask 022 && mkdir -p "$(dirname "$0")" && cat > "$0"`, path)
 	c.Stdin = bytes.NewReader(content)
 	_, err := c.Output()
 	return err

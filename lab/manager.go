@@ -59,13 +59,12 @@ const (
 // and error go to a file in the lab's directory. NotifyAccess=all.
 type Manager struct {
 	dir string
-	env []string
 
 	mu    sync.Mutex
 	units []*unit // in the order of their start
 }
 
-func newManager(dir string, env []string) *Manager { return &Manager{dir: dir, env: env} }
+func newManager(dir string) *Manager { return &Manager{dir: dir} }
 
 const (
 	defaultTimeout = 20 * time.Second
@@ -376,7 +375,7 @@ func (s *unit) launch() (*Cmd, error) {
 	c := s.Machine.Command(context.Background(), s.Args[0], s.Args[1:]...)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr.Setsid = true // the terminal's Ctrl-C is not for services
-	c.Env = slices.Concat(c.Env, s.manager.env, s.Env,
+	c.Env = slices.Concat(c.Env, s.Env,
 		[]string{"NOTIFY_SOCKET=" + s.address(), "RUNTIME_DIRECTORY=/run/" + s.Runtime})
 	s.mu.Lock()
 	defer s.mu.Unlock()

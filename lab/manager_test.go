@@ -38,6 +38,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
+	if os.Getenv("LAB_COMMAND") != "" {
+		c, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+		code := lab.Run(c, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
+		stop()
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 

@@ -1,19 +1,19 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
-	"lethe/geoip"
 	"lethe/private"
 	"lethe/secret"
 )
@@ -27,14 +27,15 @@ const (
 // AppURL is the address of the lab's app API.
 const AppURL = "https://" + apiName
 
-// Source is where Debian's package libloc-database keeps its file.
-const Source = "/usr/share/libloc-location/location.db"
+// geoIPSource is where Debian's package libloc-database keeps its file.
+const geoIPSource = "/usr/share/libloc-location/location.db"
 
 // Paths on the machines, the same as on real ones.
 const (
 	controlData   = "/var/lib/lethe-control"
 	controlConfig = "/etc/lethe/control.json"
 	nodeConfig    = "/etc/lethe/node.json"
+	rootHints     = "/etc/lethe/root.hints"
 	appConfig     = "/etc/lethe/app.json"
 )
 
@@ -84,7 +85,7 @@ func (a *activator) secrets(server string) (*secret.Node, error) {
 // serviceSteps are the steps that bring up Lethe's own programs.
 func (l *Lab) serviceSteps() []step {
 	steps := []step{
-		{"GeoIP file from " + filepath.Base(Source), l.geoIP},
+		{"GeoIP file from " + filepath.Base(geoIPSource), l.geoIP},
 		{"control plane: keys, database, locations and servers", l.initControl},
 		{"control plane: lethe-control serves", l.startControl},
 	}
@@ -92,34 +93,27 @@ func (l *Lab) serviceSteps() []step {
 		steps = append(steps, step{"VPN server " + p.server() + " in " + p.City + ": boots, waits, is told its secrets",
 			func(ctx context.Context) error { return l.startNode(ctx, l.Server(i)) }})
 	}
-	return append(steps, step{"customers: the app and its helper", l.startHelpers})
+	return append(steps, step{"customers: the app and its helper", l.startHelpers},
+		step{"VPN servers: have the signed bundle and take customers", l.awaitServers})
 }
 
 // geoIP builds the GeoIP file unless it is there already.
-func (l *Lab) geoIP(context.Context) error {
+func (l *Lab) geoIP(ctx context.Context) error {
 	if _, err := os.Stat(l.opts.GeoIP); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	source, err := os.ReadFile(Source)
-	if err != nil {
-		return err
-	}
-	var extra []geoip.Network
+	var extra strings.Builder
 	for i, isp := range ISPs() {
 		for _, p := range []netip.Prefix{isp.V4, isp.V6} {
-			extra = append(extra, geoip.Network{Prefix: p, Country: isp.Country, ASN: uint32(64496 + i), Name: isp.Name}) // RFC 5398
+			fmt.Fprintf(&extra, "%s,%s,%d,%s\n", p, isp.Country, 64496+i, isp.Name) // RFC 5398
 		}
 	}
-	var b bytes.Buffer
-	if _, err := geoip.Build(&b, source, extra); err != nil {
+	path := l.Control().Data("extra.csv")
+	if err := os.WriteFile(path, []byte(extra.String()), 0o644); err != nil {
 		return err
 	}
-	// Two labs may do this at once; a file is there whole or not at all.
-	part := l.opts.GeoIP + "." + strconv.Itoa(os.Getpid()) + "." + l.opts.Prefix
-	if err := os.WriteFile(part, b.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(part, l.opts.GeoIP)
+	_, err := l.Control().Run(ctx, "lethe-control", "geoip", "build", "--from", geoIPSource, "--extra", path, "--output", l.opts.GeoIP)
+	return err
 }
 
 // initControl makes the control plane's keys and tells it of locations and
@@ -206,11 +200,11 @@ func (l *Lab) startControl(ctx context.Context) error {
 // startNode boots a server: its agent waits without a secret until the
 // activator's part hands them over.
 func (l *Lab) startNode(ctx context.Context, m *Machine) error {
-	config, err := json.Marshal(map[string]any{"version": 1, "uplinks": []string{Uplink}, "root_hints": m.Data("root.hints"), "processes": 1})
+	config, err := json.Marshal(map[string]any{"version": 1, "uplinks": []string{Uplink}, "root_hints": rootHints, "processes": 1})
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.WriteFile(m.Data("root.hints"), []byte(RootHints()), 0o644), m.Install(ctx, nodeConfig, config)); err != nil {
+	if err := errors.Join(m.Install(ctx, rootHints, []byte(RootHints())), m.Install(ctx, nodeConfig, config)); err != nil {
 		return err
 	}
 	err = l.Start(ctx, Unit{
@@ -231,6 +225,38 @@ func (l *Lab) Activate(ctx context.Context, m *Machine) error {
 		return err
 	}
 	return secret.Handover(ctx, m.Path("/run/lethe-node/activate.sock"), n)
+}
+
+// serverPatience is how long a server may take until customers can dial it:
+// it asks for its first bundle again after the default poll interval when it was
+// faster than the publisher.
+const serverPatience = 45 * time.Second
+
+// awaitServers dials every server's TCP port from the internet until it is
+// answered.
+func (l *Lab) awaitServers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, serverPatience, errors.New("a VPN server does not answer on its TCP port"))
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for i := range l.opts.Locations {
+		entry, _ := serverAddr(i)
+		for {
+			attempt, done := context.WithTimeout(ctx, time.Second)
+			c, err := l.Internet().Dial(attempt, "tcp", netip.AddrPortFrom(entry.V4, 443).String())
+			done()
+			if err == nil {
+				_ = c.Close() // nothing was sent
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-tick.C:
+			}
+		}
+	}
+	return nil
 }
 
 // startHelpers installs the app on the customers' machines and starts its

@@ -108,7 +108,7 @@ func (o *Options) plan() []*Machine {
 	for _, m := range all {
 		m.Namespace = "lethe-" + o.Prefix + "-" + m.Name
 		m.Dir = filepath.Join(o.Dir, "m", m.Name)
-		m.BinDir = o.BinDir
+		m.BinDir, m.Env = o.BinDir, o.Env
 	}
 	return all
 }
