@@ -8,10 +8,12 @@
 // without rules. Both forms declare the same chains and sets, and a swap replaces
 // rules only: the sets, whose elements are the live sessions, stay as they are.
 //
-// The four sets up4, down4, up6 and down6 hold the tunnel addresses of live
-// sessions, each element with a byte counter; [Counters] puts them in and takes them
-// out over netlink. A packet from a tunnel whose source is not in the set is
-// dropped, so what counts also stops spoofing.
+// The sets up4, down4, up6 and down6 hold the tunnel addresses of live sessions, each
+// element with a byte counter; [Counters] puts them in and takes them out over
+// netlink. A packet from a tunnel whose source is not in the set is dropped, so what
+// counts also stops spoofing. Four more sets with the same elements (up4joined, …)
+// count those packets that are several segments in one, whose headers the tunnel will
+// repeat.
 //
 // A packet's way, and where it ends when it may not pass:
 //
@@ -25,12 +27,13 @@
 //	postrouting_nat   source ports at random from a range without listeners (CVE-2021-3773)
 //	output            all but replies, the resolver's queries and the control plane
 //
-// No rule logs, traces, queues or remembers an address outside the four sets.
+// No rule logs, traces, queues or remembers an address outside these sets.
 package firewall
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -98,25 +101,36 @@ func (c Config) Validate() error {
 			}
 		}
 	}
-	for i, n := range names {
-		if !interfaceForm.MatchString(n) || n == "lo" || slices.Contains(names[:i], n) {
-			return fmt.Errorf("firewall: interface %q: want a name of its own of up to 15 letters, digits, '_', '.', '-'", n)
-		}
+	if err := errors.Join(c.validateNames(names), c.validateControl()); err != nil {
+		return err
 	}
 	for _, a := range c.Resolvers {
 		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
 			return fmt.Errorf("firewall: want resolvers as plain IPv4 and IPv6 addresses")
 		}
 	}
+	if !slices.Contains(c.BlockTCP, 25) || slices.Contains(c.BlockTCP, 0) {
+		return fmt.Errorf("firewall: blocked TCP ports: want 25 and no 0 among them")
+	}
+	return c.validatePorts()
+}
+
+func (Config) validateNames(names []string) error {
+	for i, n := range names {
+		if !interfaceForm.MatchString(n) || n == "lo" || slices.Contains(names[:i], n) {
+			return fmt.Errorf("firewall: interface %q: want a name of its own of up to 15 letters, digits, '_', '.', '-'", n)
+		}
+	}
+	return nil
+}
+
+func (c Config) validateControl() error {
 	for _, a := range c.Control {
 		if !a.IsValid() || a.Port() == 0 || a.Addr().Zone() != "" || a.Addr().Is4In6() {
 			return fmt.Errorf("firewall: want the control plane as plain addresses with ports")
 		}
 	}
-	if !slices.Contains(c.BlockTCP, 25) || slices.Contains(c.BlockTCP, 0) {
-		return fmt.Errorf("firewall: blocked TCP ports: want 25 and no 0 among them")
-	}
-	return c.validatePorts()
+	return nil
 }
 
 // inside reports whether p is a network inside outer with a prefix of at least bits.

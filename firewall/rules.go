@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -29,6 +30,10 @@ table inet lethe {
 	set up6 { type ipv6_addr; counter; }
 	set down4 { type ipv4_addr; counter; }
 	set down6 { type ipv6_addr; counter; }
+	set up4joined { type ipv4_addr; counter; }
+	set up6joined { type ipv6_addr; counter; }
+	set down4joined { type ipv4_addr; counter; }
+	set down6joined { type ipv6_addr; counter; }
 
 	chain prerouting_raw {
 		type filter hook prerouting priority raw; policy accept;
@@ -63,6 +68,20 @@ table inet lethe {
 // Closed returns the rules under which nothing passes but the machine's own
 // loopback. Live sessions keep their counters.
 func Closed() string { return fmt.Sprintf(frame, "", "", "", "", "", "", "", "", "") }
+
+// Waiting returns the rules of a server that has its secrets and no bundle yet: it
+// reaches the control plane, nobody reaches it. Of c only Uplinks and Control
+// matter.
+func (c Config) Waiting() (string, error) {
+	if len(c.Uplinks) == 0 || len(c.Control) == 0 {
+		return "", fmt.Errorf("firewall: want at least one uplink and one address of the control plane")
+	}
+	if err := errors.Join(c.validateNames(c.Uplinks), c.validateControl()); err != nil {
+		return "", err
+	}
+	r := renderer{Config: Config{Uplinks: c.Uplinks, Control: c.Control}, uplinks: quoted(c.Uplinks)}
+	return fmt.Sprintf(frame, "", "", "", r.replies(), "", "", r.output(), "", ""), nil
+}
 
 // Rules returns the full rules as text for [Load].
 func (c Config) Rules() (string, error) {
@@ -105,6 +124,8 @@ func (c renderer) prerouting() string {
 	var r rules
 	r.add(`iifname "lo" accept`)
 	for _, t := range c.Tunnels {
+		r.add(`iifname "%s" meta length > %d ip saddr %v ip saddr @up4joined`, t.Device, joinedLength, t.V4)
+		r.add(`iifname "%s" meta length > %d ip6 saddr %v ip6 saddr @up6joined`, t.Device, joinedLength, t.V6)
 		r.add(`iifname "%s" ip saddr %v ip saddr @up4 accept`, t.Device, t.V4)
 		r.add(`iifname "%s" ip6 saddr %v ip6 saddr @up6 accept`, t.Device, t.V6)
 	}
@@ -166,10 +187,16 @@ func (c renderer) input() string {
 	var r rules
 	r.add("ct state invalid drop")
 	r.add("iifname %s jump tunnel_input", c.tunnels)
-	r.add("ct state established,related accept")
 	for _, p := range c.Ports {
 		r.add("iifname %s ct status dnat %s dport %s accept", c.uplinks, p.Network, braces(p.Daemons))
 	}
+	return r.String() + c.replies()
+}
+
+// replies is what comes back to the server itself.
+func (c renderer) replies() string {
+	var r rules
+	r.add("ct state established,related accept")
 	r.add("iifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } ip6 hoplimit 255 accept", c.uplinks)
 	return r.String()
 }
@@ -203,7 +230,9 @@ func (c renderer) output() string {
 	var r rules
 	r.add("ct state invalid drop")
 	r.add("ct state established,related accept")
-	r.add("oifname %s meta skuid %d meta l4proto { tcp, udp } th dport 53 accept", c.uplinks, c.ResolverUID)
+	if len(c.Resolvers) > 0 {
+		r.add("oifname %s meta skuid %d meta l4proto { tcp, udp } th dport 53 accept", c.uplinks, c.ResolverUID)
+	}
 	for _, a := range c.Control {
 		r.add("oifname %s %s daddr %v tcp dport %d accept", c.uplinks, family(a.Addr()), a.Addr(), a.Port())
 	}
@@ -214,6 +243,8 @@ func (c renderer) output() string {
 func (c renderer) count() string {
 	var r rules
 	for _, t := range c.Tunnels {
+		r.add(`oifname "%s" meta length > %d ip daddr %v ip daddr @down4joined`, t.Device, joinedLength, t.V4)
+		r.add(`oifname "%s" meta length > %d ip6 daddr %v ip6 daddr @down6joined`, t.Device, joinedLength, t.V6)
 		r.add(`oifname "%s" ip daddr %v ip daddr @down4 accept`, t.Device, t.V4)
 		r.add(`oifname "%s" ip6 daddr %v ip6 daddr @down6 accept`, t.Device, t.V6)
 	}

@@ -175,6 +175,9 @@ func (p *policy) openUsers(set *bundle.Set) (*authdb.DB, map[bundle.Digest]*auth
 	return db, segments, nil
 }
 
+// firstPoll is the poll interval of a server that has no bundle yet.
+const firstPoll = time.Second
+
 // follow keeps the policy up to date until ctx ends. Every try is told to
 // polls: whether a new set is in use.
 func (p *policy) follow(ctx context.Context, client *bundle.Client, log *event.Logger, polls chan<- bool) {
@@ -202,6 +205,9 @@ func (p *policy) follow(ctx context.Context, client *bundle.Client, log *event.L
 		case polls <- changed:
 		}
 		every := time.Duration(p.node().PollSeconds) * time.Second
+		if _, ok := p.server(); !ok {
+			every = firstPoll // customers wait for this server
+		}
 		timer := time.NewTimer(every - rand.N(every/4))
 		select {
 		case <-ctx.Done():

@@ -162,6 +162,11 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
+	if n.fresh {
+		if err := n.reachControl(ctx); err != nil {
+			return err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	polls := make(chan bool)
 	g.Go(func() error { n.policy.follow(gctx, client, n.log, polls); return nil })
@@ -315,6 +320,19 @@ func (n *Node) poster() (func(context.Context, []byte) error, error) {
 		}
 		return nil
 	}, err
+}
+
+// reachControl opens the firewall for the control plane alone.
+func (n *Node) reachControl(ctx context.Context) error {
+	control, err := controlAddresses(ctx, n.secrets.ControlURL)
+	if err != nil {
+		return err
+	}
+	text, err := firewall.Config{Uplinks: n.cfg.Uplinks, Control: control}.Waiting()
+	if err != nil {
+		return err
+	}
+	return firewall.Load(ctx, text)
 }
 
 // openFirewall brings the rules up to what the bundle says of this server. It

@@ -1,0 +1,51 @@
+package house_test
+
+// leaves may be imported by everybody: they know nothing of the rest.
+var leaves = []string{"private", "fault", "event", "day", "protocol", "version", "notify"}
+
+// edges says what else each package may import. Adapters (api, firewall,
+// openvpn, resolver, store/sqlite) never import each other; node, control,
+// client and lab put things together.
+var edges = map[string][]string{
+	"private": {}, "fault": {}, "event": {}, "day": {}, "protocol": {}, "version": {}, "notify": {},
+	"internal/house": {},
+	"inventory":      {},
+	"spec":           {},
+	"location":       {},
+	"daemon":         {},
+	"ratelimit":      {},
+	"secret":         {},
+	"authdb":         {},
+	"usage":          {"location"},
+	"ledger":         {"location", "usage"},
+	"session":        {"ledger", "location", "usage"},
+	"account":        {},
+	"bundle":         {"authdb"},
+	"geoip":          {"usage"},
+	// publish knows the domain, not how the store keeps it.
+	"publish": {"authdb", "bundle", "geoip", "location", "spec"},
+	"store":   {"account", "location", "publish", "usage"},
+	// storetest is the contract that every store is tested against.
+	"store/storetest": {"account", "location", "publish", "store", "usage"},
+	"store/sqlite":    {"account", "location", "publish", "store", "usage"},
+	"api":             {"account", "location", "usage"},
+	// the app's side of the API shares its types only.
+	"api/client": {"account", "location"},
+	"firewall":   {"session"},
+	"resolver":   {"daemon"},
+	"openvpn":    {"daemon", "location", "session", "spec"},
+	"node": {"authdb", "bundle", "firewall", "geoip", "ledger", "location", "openvpn", "resolver", "secret",
+		"session", "spec", "usage"},
+	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "store",
+		"store/sqlite", "usage"},
+	// the app renders the same client configuration that systems' own clients get.
+	"client": {"account", "api/client", "location", "openvpn"},
+	"lab":    {"control", "location", "secret", "bundle", "spec", "geoip"},
+}
+
+// logger names packages that may import log for libraries that insist on a
+// *log.Logger; package event makes one that drops.
+var logger = map[string]bool{"api": true}
+
+// reveals counts the calls of private.Value.Reveal by package.
+var reveals = map[string]int{}
