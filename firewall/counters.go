@@ -10,7 +10,7 @@ import (
 	"lethe/fault"
 )
 
-// Counters reads and writes the elements of the four sets and the conntrack
+// Counters reads and writes the elements of the sets and the conntrack
 // table. Its calls are one or a few netlink messages, without starting a process.
 // It is safe for concurrent use.
 type Counters struct {
@@ -37,13 +37,31 @@ type element struct {
 	addr netip.Addr
 }
 
-// elements returns the four elements of a session. It refuses addresses of the
+// elements returns the eight elements of a session. It refuses addresses of the
 // wrong family, which would make malformed messages.
 func elements(v4, v6 netip.Addr) ([]element, error) {
 	if !v4.Is4() || !v6.Is6() || v6.Is4In6() || v6.Zone() != "" {
 		return nil, fault.New(fault.Invalid, "session counters: want an IPv4 and an IPv6 address")
 	}
-	return []element{{"down4", v4}, {"down6", v6}, {"up4", v4}, {"up6", v6}}, nil
+	return []element{
+		{"down4", v4}, {"down6", v6}, {"up4", v4}, {"up6", v6},
+		{"down4joined", v4}, {"down6joined", v6}, {"up4joined", v4}, {"up6joined", v6},
+	}, nil
+}
+
+// joinedLength is the MTU of a tunnel. A longer packet is several TCP segments that
+// the kernel has joined (GRO) or not yet cut (TSO).
+const joinedLength = 1500
+
+// missing estimates the bytes of the headers that a number of joined packets will
+// have in the tunnel beyond those counted. header is the length of IP and TCP
+// header, of which nobody knows whether it has the 12 bytes of timestamps, so half
+// of them are in it: the whole count is right within 0.5 %, and would be 3.4 %
+// (IPv4) to 4.7 % (IPv6) short without.
+func (c count) missing(header uint64) uint64 {
+	payload := c.bytes - min(c.bytes, c.packets*header)
+	segments := payload / (joinedLength - header)
+	return (segments - min(segments, c.packets)) * header
 }
 
 // Add lets traffic of the tunnel addresses pass and counts it from zero. It fails
@@ -63,8 +81,9 @@ func (c *Counters) Add(v4, v6 netip.Addr) error {
 }
 
 // Read returns how many bytes the customer has received (in) and sent (out) inside
-// the tunnel, IP headers included. A missing element counts as zero; when all
-// four are missing, the error is fault.NotFound.
+// the tunnel, IP headers included: exact for packets that pass one by one, within
+// 0.5 % for TCP segments that the kernel carries joined. A missing element counts as
+// zero; when all are missing, the error is fault.NotFound.
 func (c *Counters) Read(v4, v6 netip.Addr) (in, out uint64, err error) {
 	list, err := elements(v4, v6)
 	if err != nil {
@@ -120,8 +139,16 @@ func sum(what string, got []count, err error) (in, out uint64, _ error) {
 		switch c.set {
 		case "down4", "down6":
 			in += c.bytes
-		default:
+		case "up4", "up6":
 			out += c.bytes
+		case "down4joined":
+			in += c.missing(46)
+		case "down6joined":
+			in += c.missing(66)
+		case "up4joined":
+			out += c.missing(46)
+		case "up6joined":
+			out += c.missing(66)
 		}
 	}
 	if err == nil && len(got) == 0 {

@@ -131,9 +131,9 @@ func nest(ae *netlink.AttributeEncoder, kind uint16, fill func(*netlink.Attribut
 
 // count is an element of a set as the kernel tells it.
 type count struct {
-	set   string
-	addr  netip.Addr
-	bytes uint64
+	set            string
+	addr           netip.Addr
+	bytes, packets uint64
 }
 
 // elementMessage asks for something to be done with one element.
@@ -209,8 +209,11 @@ func (c *count) read(b []byte) {
 					return
 				}
 				each(b, func(kind uint16, b []byte) {
-					if kind == unix.NFTA_COUNTER_BYTES && len(b) == 8 {
+					switch {
+					case kind == unix.NFTA_COUNTER_BYTES && len(b) == 8:
 						c.bytes = binary.BigEndian.Uint64(b)
+					case kind == unix.NFTA_COUNTER_PACKETS && len(b) == 8:
+						c.packets = binary.BigEndian.Uint64(b)
 					}
 				})
 			})
