@@ -43,6 +43,10 @@ var edges = map[string][]string{
 	"lab":    {"control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
+// harness names the packages that exist for trying and testing: they hold no
+// customer's data and never run on a provider's machine.
+var harness = map[string]bool{"test": true, "lab": true, "store/storetest": true}
+
 // logger names packages that may import log for libraries that insist on a
 // *log.Logger; package event makes one that drops.
 var logger = map[string]bool{"api": true}
