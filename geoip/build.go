@@ -45,17 +45,20 @@ func Build(w io.Writer, source []byte, extra []Network) (int, error) {
 	}
 	n := 0
 	insert := func(net Network) error {
-		err := tree.Insert(ipNet(net.Prefix), record(net))
+		n++
+		return tree.Insert(ipNet(net.Prefix), record(net))
+	}
+	if err := loc.walk(func(net Network) error {
+		err := insert(net)
 		var aliased *mmdbwriter.AliasedNetworkError
 		if errors.As(err, &aliased) {
 			// 6to4, Teredo and mapped addresses are aliases of IPv4 in this
 			// format; an entry of their own cannot exist.
+			n--
 			return nil
 		}
-		n++
 		return err
-	}
-	if err := loc.walk(insert); err != nil {
+	}); err != nil {
 		return 0, fmt.Errorf("geoip: %w", err)
 	}
 	found := n
@@ -128,8 +131,8 @@ func ParseExtra(r io.Reader) ([]Network, error) {
 		if err != nil {
 			return nil, fmt.Errorf("extra networks: row %d: %q is not a number of an autonomous system", i+1, row[2])
 		}
-		if len(row[1]) != 2 {
-			return nil, fmt.Errorf("extra networks: row %d: %q is not a country code", i+1, row[1])
+		if !code(row[1]) {
+			return nil, fmt.Errorf("extra networks: row %d: %q is not a country code of two capital letters", i+1, row[1])
 		}
 		all = append(all, Network{Prefix: prefix.Masked(), Country: row[1], ASN: uint32(asn), Name: row[3]})
 	}
@@ -149,6 +152,7 @@ type libloc struct {
 	tree     []byte
 	pool     []byte
 	names    map[uint32]uint32 // autonomous system to offset in pool
+	visits   int               // of nodes, to notice a tree that is none
 }
 
 const (
@@ -196,8 +200,12 @@ func (l *libloc) walk(yield func(Network) error) error {
 
 func (l *libloc) visit(node uint32, addr [16]byte, depth int, yield func(Network) error) error {
 	at := uint64(node) * nodeSize
-	if at+nodeSize > uint64(len(l.tree)) || depth > 128 {
+	if at+nodeSize > uint64(len(l.tree)) {
 		return errors.New("libloc database: the tree leaves its section")
+	}
+	// Nodes that are children of several others would make the walk take for ever.
+	if l.visits += nodeSize; l.visits > len(l.tree) {
+		return errors.New("libloc database: a node of the tree has two parents")
 	}
 	zero, one := binary.BigEndian.Uint32(l.tree[at:]), binary.BigEndian.Uint32(l.tree[at+4:])
 	if i := binary.BigEndian.Uint32(l.tree[at+8:]); i != noNetwork {
@@ -213,15 +221,15 @@ func (l *libloc) visit(node uint32, addr [16]byte, depth int, yield func(Network
 			return err
 		}
 	}
+	if depth == 128 && zero|one != 0 {
+		return errors.New("libloc database: the tree is deeper than an address")
+	}
 	if zero != 0 {
 		if err := l.visit(zero, addr, depth+1, yield); err != nil {
 			return err
 		}
 	}
 	if one != 0 {
-		if depth == 128 {
-			return errors.New("libloc database: the tree is deeper than an address")
-		}
 		addr[depth/8] |= 0x80 >> (depth % 8)
 		return l.visit(one, addr, depth+1, yield)
 	}

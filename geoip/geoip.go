@@ -28,7 +28,7 @@ const Unknown = "ZZ"
 type DB struct{ reader *maxminddb.Reader }
 
 // Open reads a database from b, which must stay as it is while the DB is used.
-// It checks the structure of the search tree and of the data.
+// It checks the head of the file only; see [DB.Verify].
 func Open(b []byte) (*DB, error) {
 	r, err := maxminddb.OpenBytes(b)
 	if err != nil {
@@ -38,6 +38,16 @@ func Open(b []byte) (*DB, error) {
 		return nil, fmt.Errorf("geoip: a file for IPv%d, want one for IPv6 and IPv4", r.Metadata.IPVersion)
 	}
 	return &DB{r}, nil
+}
+
+// Verify reads the whole search tree and all data and returns what is damaged, or
+// nil. It takes about half a second for the world, so it is for whoever publishes
+// a file; a look-up in a damaged file finds nothing or the wrong record, no more.
+func (db *DB) Verify() error {
+	if err := db.reader.Verify(); err != nil {
+		return fmt.Errorf("geoip: damaged file: %w", err)
+	}
+	return nil
 }
 
 // The fields in which the known kinds of file keep a country and a provider,
@@ -53,10 +63,15 @@ var (
 func (db *DB) Lookup(a netip.Addr) (country, isp string) {
 	found := db.reader.Lookup(a.Unmap().WithZone(""))
 	country = first(found, countryPaths[:])
-	if len(country) != 2 || country[0] < 'A' || country[0] > 'Z' || country[1] < 'A' || country[1] > 'Z' {
+	if !code(country) {
 		country = Unknown
 	}
 	return country, cut(first(found, ispPaths[:]))
+}
+
+// code reports whether s has the form of an ISO 3166-1 alpha-2 code.
+func code(s string) bool {
+	return len(s) == 2 && s[0] >= 'A' && s[0] <= 'Z' && s[1] >= 'A' && s[1] <= 'Z'
 }
 
 // first returns the first of several fields that is there and is text. A

@@ -176,6 +176,19 @@ func tiny() []byte {
 
 const noNetwork = 0xffffffff
 
+// chain gives a libloc database a tree of 200 nodes, each the child of the one
+// before.
+func chain(b []byte) []byte {
+	binary.BigEndian.PutUint32(b[44:], uint32(len(b)))
+	binary.BigEndian.PutUint32(b[48:], 200*12)
+	for i := range uint32(200) {
+		b = binary.BigEndian.AppendUint32(b, 0)
+		b = binary.BigEndian.AppendUint32(b, (i+1)%200)
+		b = binary.BigEndian.AppendUint32(b, noNetwork)
+	}
+	return b
+}
+
 func TestDamagedSource(t *testing.T) {
 	for _, c := range []struct {
 		want  string
@@ -187,8 +200,9 @@ func TestDamagedSource(t *testing.T) {
 		{"beyond the file", func(b []byte) []byte { b[51]++; return b }},
 		{"leaves its section", func(b []byte) []byte { b[115] = 99; return b }},
 		{"outside its section", func(b []byte) []byte { b[135] = 9; return b }},
-		{"leaves its section", func(b []byte) []byte { b[127] = 1; b[131] = 0; return b }},
-		{"deeper than an address", func(b []byte) []byte { b[131] = 1; return b }},
+		{"two parents", func(b []byte) []byte { b[127] = 1; b[131] = 0; return b }},
+		{"two parents", func(b []byte) []byte { b[131] = 1; return b }},
+		{"deeper than an address", chain},
 	} {
 		if _, err := geoip.Build(&bytes.Buffer{}, c.spoil(tiny()), nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
@@ -199,11 +213,46 @@ func TestDamagedSource(t *testing.T) {
 	}
 }
 
+// TestAliases shows that a network that this format cannot hold is left out of the
+// source's and refused among the operator's.
+func TestAliases(t *testing.T) {
+	extra, err := geoip.ParseExtra(strings.NewReader("2002:cb00:7100::/40,NL,1,X\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := geoip.Build(&bytes.Buffer{}, tiny(), extra); err == nil || !strings.Contains(err.Error(), "extra network") {
+		t.Errorf("an alias among the extra networks: %v", err)
+	}
+}
+
+// TestVerify shows that damage which opening does not notice is found.
+func TestVerify(t *testing.T) {
+	b, err := real()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t).Verify(); err != nil {
+		t.Error(err)
+	}
+	damaged := bytes.Clone(b)
+	for i := range 64 { // in the middle of the search tree
+		damaged[len(b)/4+i] = 0xff
+	}
+	db, err := geoip.Open(damaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Verify(); err == nil {
+		t.Error("damage goes unnoticed")
+	}
+}
+
 func TestParseExtraRefuses(t *testing.T) {
 	for in, want := range map[string]string{
 		"1.2.3.4,NL,1,X\n":      "not a prefix",
 		"1.2.3.0/24,NL,x,X\n":   "not a number",
 		"1.2.3.0/24,NLD,1,X\n":  "not a country",
+		"1.2.3.0/24,nl,1,X\n":   "not a country",
 		"1.2.3.0/24,NL,1\n":     "wrong number of fields",
 		"1.2.3.0/24,\"NL,1,X\n": "extra networks",
 	} {
