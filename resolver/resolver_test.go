@@ -89,26 +89,30 @@ func ip(t *testing.T, args ...string) {
 	}
 }
 
-// in runs f in the world's namespace on a thread that ends with it.
+// in runs f in the world's namespace.
 func (w *world) in(f func()) {
 	w.t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		err := fmt.Errorf("ended early")
-		defer func() { done <- err }()
-		runtime.LockOSThread()
-		fd, e := unix.Open("/run/netns/"+w.ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if e == nil {
-			e = unix.Setns(fd, unix.CLONE_NEWNET)
-			_ = unix.Close(fd)
-		}
-		if err = e; e == nil {
-			f()
-		}
-	}()
-	if err := <-done; err != nil {
+	if err := w.enter(func() error { f(); return nil }); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// enter runs f in the world's namespace on a thread that ends with it.
+func (w *world) enter(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		fd, err := unix.Open("/run/netns/"+w.ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			_ = unix.Close(fd)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // serve answers as the authoritative server of the root and of "example.".
@@ -203,7 +207,7 @@ func (w *world) run(cfg resolver.Config) *agent {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go w.in(func() { done <- a.Run(ctx) })
+	go func() { done <- w.enter(func() error { return a.Run(ctx) }) }()
 	a.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	w.t.Cleanup(func() { _ = a.stop() })
 	return a
