@@ -77,6 +77,9 @@ func (c *cli) defaults() error {
 	if c.opts.Dir == "" {
 		c.opts.Dir = filepath.Join(c.opts.BinDir, "..", c.opts.Prefix)
 	}
+	if dir := c.env("GOCOVERDIR"); dir != "" {
+		c.opts.Env = append(c.opts.Env, "GOCOVERDIR="+dir) // instrumented programs, see scripts/test
+	}
 	return nil
 }
 

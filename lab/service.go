@@ -190,11 +190,44 @@ func (m *Machine) Operate(ctx context.Context, args ...string) (string, error) {
 	return m.Run(ctx, "lethe-control", append(args, "--dir", controlData)...)
 }
 
+// startControl starts the service and waits for its first bundle: a server
+// that asks before there is one asks again only after its poll interval.
 func (l *Lab) startControl(ctx context.Context) error {
-	return l.Start(ctx, Unit{
+	err := l.Start(ctx, Unit{
 		Name: "lethe-control", Machine: l.Control(), Notify: true,
 		Args: []string{"lethe-control", "serve", "--dir", controlData, "--config", controlConfig},
 	})
+	if err != nil {
+		return err
+	}
+	return await(ctx, bundlePatience, "the control plane publishes no bundle", func(context.Context) bool {
+		_, err := os.Stat(l.Control().Path(controlData + "/bundles/freshness.json"))
+		return err == nil
+	})
+}
+
+// bundlePatience and serverPatience are how long the first bundle may take, and
+// a server until customers can dial it.
+const (
+	bundlePatience = 30 * time.Second
+	serverPatience = 45 * time.Second
+)
+
+// await asks until done says yes, and fails with the words of what when that
+// takes longer than patience.
+func await(ctx context.Context, patience time.Duration, what string, done func(context.Context) bool) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New(what))
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done(ctx) {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+	return nil
 }
 
 // startNode boots a server: its agent waits without a secret until the
@@ -227,33 +260,19 @@ func (l *Lab) Activate(ctx context.Context, m *Machine) error {
 	return secret.Handover(ctx, m.Path("/run/lethe-node/activate.sock"), n)
 }
 
-// serverPatience is how long a server may take until customers can dial it:
-// it asks for its first bundle again after the default poll interval when it was
-// faster than the publisher.
-const serverPatience = 45 * time.Second
-
 // awaitServers dials every server's TCP port from the internet until it is
 // answered.
 func (l *Lab) awaitServers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, serverPatience, errors.New("a VPN server does not answer on its TCP port"))
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for i := range l.opts.Locations {
+	for i, p := range l.opts.Locations {
 		entry, _ := serverAddr(i)
-		for {
-			attempt, done := context.WithTimeout(ctx, time.Second)
+		err := await(ctx, serverPatience, "VPN server "+p.server()+" does not answer on its TCP port", func(ctx context.Context) bool {
+			attempt, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
 			c, err := l.Internet().Dial(attempt, "tcp", netip.AddrPortFrom(entry.V4, 443).String())
-			done()
-			if err == nil {
-				_ = c.Close() // nothing was sent
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-tick.C:
-			}
+			return err == nil && c.Close() == nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"strings"
 	"time"
 )
@@ -41,12 +42,16 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "5", "--until", until, "--dir", controlData}},
 		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
 		{t.customer, "", []string{"lethe", "locations"}},
-		{t.customer, "", []string{"lethe", "connect", code}},
-		{t.customer, "", []string{"lethe", "status"}},
 	} {
 		if err := t.enter(ctx, s.on, s.stdin, s.args...); err != nil {
 			return err
 		}
+	}
+	if err := t.connect(ctx, code); err != nil {
+		return err
+	}
+	if err := t.enter(ctx, t.customer, "", "lethe", "status"); err != nil {
+		return err
 	}
 	inside, err := t.visit(ctx)
 	if err != nil {
@@ -90,6 +95,27 @@ func (t *tour) enter(ctx context.Context, m *Machine, stdin string, args ...stri
 	return nil
 }
 
+// A server knows a new customer when it has the next bundle: within 60 s by
+// design, within seconds here. Until then it refuses.
+const (
+	bundlePropagation = 60 * time.Second
+	exitRefused       = 4 // of lethe
+)
+
+// connect connects, again while the server does not know the customer yet.
+func (t *tour) connect(ctx context.Context, code string) error {
+	var got string
+	var failed error
+	fmt.Fprintf(t.out, "\n%s$ lethe connect %s\n", t.customer.Name, code)
+	err := await(ctx, bundlePropagation, "the server does not know the customer", func(ctx context.Context) bool {
+		var exit *exec.ExitError
+		got, failed = t.customer.Run(ctx, "lethe", "connect", code)
+		return !errors.As(failed, &exit) || exit.ExitCode() != exitRefused
+	})
+	_, _ = io.WriteString(t.out, got)
+	return errors.Join(failed, err)
+}
+
 // say is enter that returns the output.
 func (t *tour) say(ctx context.Context, m *Machine, args ...string) (string, error) {
 	fmt.Fprintf(t.out, "\n%s$ %s\n", m.Name, strings.Join(args, " "))
@@ -115,29 +141,17 @@ const usagePatience = 30 * time.Second
 // usage waits for the usage row and shows it.
 func (t *tour) usage(ctx context.Context) error {
 	fmt.Fprintln(t.out, "\nwaiting for the server to deliver the usage record, at a moment of its own clock …")
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(usagePatience); ; {
-		got, err := t.control.Operate(ctx, "usage", "show", TourEmail, "--json")
-		if err != nil {
-			return err
-		}
+	var failed error
+	err := await(ctx, usagePatience, "no usage row came", func(ctx context.Context) bool {
 		var answer struct {
 			Rows []json.RawMessage `json:"rows"`
 		}
-		if err := json.Unmarshal([]byte(got), &answer); err != nil {
-			return fmt.Errorf("lethe-control usage show: %w", err)
-		}
-		if len(answer.Rows) > 0 {
-			return t.enter(ctx, t.control, "", "lethe-control", "usage", "show", TourEmail, "--dir", controlData)
-		}
-		if time.Now().After(end) {
-			return errors.New("no usage row came")
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		got, err := t.control.Operate(ctx, "usage", "show", TourEmail, "--json")
+		failed = errors.Join(err, json.Unmarshal([]byte(got), &answer))
+		return failed != nil || len(answer.Rows) > 0
+	})
+	if err = errors.Join(failed, err); err != nil {
+		return err
 	}
+	return t.enter(ctx, t.control, "", "lethe-control", "usage", "show", TourEmail, "--dir", controlData)
 }
