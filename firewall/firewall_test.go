@@ -250,3 +250,36 @@ func TestHoles(t *testing.T) {
 		})
 	}
 }
+
+// TestWaiting shows that a server without bundle reaches the control plane and
+// nothing else, and is reached by nobody.
+func TestWaiting(t *testing.T) {
+	l := newLab(t)
+	rules, err := l.config.Waiting()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.load(rules)
+	k := l.counters()
+	l.admit(k)
+	l.echo(l.inet, "203.0.113.9:8443", "[2001:db8:9::9]:8443")
+	l.echo(l.server, serverV4+":22", serverV4+":21194")
+	for name, c := range map[string]struct{ got, want bool }{
+		"control plane":              {l.reach(l.server, "tcp", "", "203.0.113.9:8443"), true},
+		"control plane, IPv6":        {l.reach(l.server, "tcp", "", "[2001:db8:9::9]:8443"), true},
+		"control plane, other port":  {l.reach(l.server, "tcp", "", "203.0.113.9:7"), false},
+		"client to internet":         {l.reach(l.clients[0].ns, "udp", "", "203.0.113.9:7"), false},
+		"client to server":           {l.reach(l.clients[0].ns, "tcp", "", serverV4+":22"), false},
+		"internet to server":         {l.reach(l.inet, "tcp", "", serverV4+":22"), false},
+		"internet to VPN port":       {l.reach(l.inet, "udp", "", serverV4+":1194"), false},
+		"internet to a daemon's own": {l.reach(l.inet, "udp", "", serverV4+":21194"), false},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: passes: %v, want %v", name, c.got, c.want)
+		}
+	}
+	l.config.Uplinks = []string{"lo"}
+	if _, err := l.config.Waiting(); err == nil {
+		t.Error("rules for an impossible uplink")
+	}
+}
