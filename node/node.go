@@ -22,6 +22,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -74,6 +75,7 @@ type Node struct {
 	resolver *resolver.Server
 	sender   *usage.Sender
 	rules    firewall.Config // in force; the zero Config before the first
+	seed     uint32          // spreads customers over processes in a way that they cannot foretell
 }
 
 // Run serves until ctx ends. dir is the runtime directory, on a RAM disk and
@@ -83,7 +85,7 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	n := &Node{cfg: cfg, dir: dir, log: log, fresh: kept[keptLedger] == nil}
+	n := &Node{cfg: cfg, dir: dir, log: log, fresh: kept[keptLedger] == nil, seed: rand.Uint32()}
 	if err := n.prepare(ctx); err != nil {
 		return err
 	}
@@ -370,7 +372,7 @@ func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewa
 	}
 	cfg := firewall.Config{
 		Uplinks: n.cfg.Uplinks, Resolvers: []netip.Addr{resolverV4, resolverV6}, ResolverUID: n.cfg.ResolverUser,
-		BlockTCP: n.policy.node().BlockTCP, Control: control,
+		BlockTCP: n.policy.node().BlockTCP, Control: control, Seed: n.seed,
 	}
 	for _, i := range n.vpn.Instances() {
 		nets := session.SubnetsOf(i.Daemon)
