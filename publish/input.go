@@ -13,11 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/oschwald/maxminddb-golang/v2"
-
 	"lethe/authdb"
 	"lethe/bundle"
 	"lethe/fault"
+	"lethe/geoip"
 	"lethe/spec"
 )
 
@@ -100,11 +99,11 @@ func (p *Publisher) refreshGeoIP() error {
 }
 
 func verifyGeoIP(b []byte) error {
-	r, err := maxminddb.OpenBytes(b)
+	db, err := geoip.Open(b)
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.Verify(), r.Close())
+	return db.Verify()
 }
 
 // offer stores an input if its content is new.
