@@ -20,6 +20,7 @@ import (
 	"lethe/authdb"
 	"lethe/day"
 	"lethe/fault"
+	"lethe/memfd"
 	"lethe/private"
 )
 
@@ -478,7 +479,7 @@ func TestSealedMemory(t *testing.T) {
 	put := func(b []byte) func(io.Writer) error {
 		return func(w io.Writer) error { _, err := w.Write(b); return err }
 	}
-	f, err := authdb.Sealed(put(raw))
+	f, err := memfd.Sealed("authdb", put(raw))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -505,10 +506,10 @@ func TestSealedMemory(t *testing.T) {
 	again.Close()
 
 	errFill := errors.New("fill")
-	if _, err := authdb.Sealed(func(io.Writer) error { return errFill }); !errors.Is(err, errFill) {
+	if _, err := memfd.Sealed("authdb", func(io.Writer) error { return errFill }); !errors.Is(err, errFill) {
 		t.Errorf("got %v, want the error of fill", err)
 	}
-	if _, err := authdb.Sealed(func(w io.Writer) error { return w.(io.Closer).Close() }); err == nil {
+	if _, err := memfd.Sealed("authdb", func(w io.Writer) error { return w.(io.Closer).Close() }); err == nil {
 		t.Error("a closed memfd counts as sealed")
 	}
 	file, err := os.Create(t.TempDir() + "/segment")
@@ -521,8 +522,8 @@ func TestSealedMemory(t *testing.T) {
 		make func() (*os.File, error)
 		want string
 	}{
-		{"short memfd", func() (*os.File, error) { return authdb.Sealed(put([]byte("short"))) }, "no segment begins"},
-		{"damaged memfd", func() (*os.File, error) { return authdb.Sealed(put(raw[:len(raw)-7])) }, "do not fit"},
+		{"short memfd", func() (*os.File, error) { return memfd.Sealed("authdb", put([]byte("short"))) }, "no segment begins"},
+		{"damaged memfd", func() (*os.File, error) { return memfd.Sealed("authdb", put(raw[:len(raw)-7])) }, "do not fit"},
 		{"file on disk", func() (*os.File, error) { return file, put(raw)(file) }, "not in a sealed memfd"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"lethe/authdb"
+	"lethe/memfd"
 )
 
 const (
@@ -42,7 +43,7 @@ var bigBase = sync.OnceValue(func() []authdb.Row {
 
 func mapped(tb testing.TB, head authdb.Head, rows []authdb.Row) *authdb.Segment {
 	tb.Helper()
-	f, err := authdb.Sealed(func(w io.Writer) error { return authdb.Build(w, head, slices.Clone(rows)) })
+	f, err := memfd.Sealed("authdb", func(w io.Writer) error { return authdb.Build(w, head, slices.Clone(rows)) })
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -266,7 +267,7 @@ func BenchmarkChurn(b *testing.B) {
 		var live authdb.Live
 		defer live.Swap(nil)
 		for b.Loop() {
-			f, err := authdb.Sealed(func(w io.Writer) error { _, err := w.Write(raw.Bytes()); return err })
+			f, err := memfd.Sealed("authdb", func(w io.Writer) error { _, err := w.Write(raw.Bytes()); return err })
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -286,7 +287,7 @@ func BenchmarkChurn(b *testing.B) {
 	b.Run("merge-into-base", func(b *testing.B) { // into memory that can be mapped, with digest
 		for b.Loop() {
 			digest := sha256.New()
-			f, err := authdb.Sealed(func(w io.Writer) error {
+			f, err := memfd.Sealed("authdb", func(w io.Writer) error {
 				return authdb.Merge(io.MultiWriter(w, digest), base, delta)
 			})
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"lethe/authdb"
 	"lethe/day"
 	"lethe/fault"
+	"lethe/memfd"
 )
 
 func TestCheck(t *testing.T) {
@@ -152,7 +153,7 @@ func mappings(t *testing.T) int {
 func TestSwapUnderLoad(t *testing.T) {
 	const users, swaps, workers = 500, 300, 4
 	fill := func(head authdb.Head, rows []authdb.Row) *os.File {
-		f, err := authdb.Sealed(func(w io.Writer) error { return authdb.Build(w, head, rows) })
+		f, err := memfd.Sealed("authdb", func(w io.Writer) error { return authdb.Build(w, head, rows) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +227,7 @@ func TestSwapUnderLoad(t *testing.T) {
 // TestCloseUnderLoad closes a mapped database and its segments in the middle of
 // look-ups and of a walk over all rows.
 func TestCloseUnderLoad(t *testing.T) {
-	f, err := authdb.Sealed(func(w io.Writer) error { return authdb.Build(w, span(0, 1), people(0, 2000)) })
+	f, err := memfd.Sealed("authdb", func(w io.Writer) error { return authdb.Build(w, span(0, 1), people(0, 2000)) })
 	if err != nil {
 		t.Fatal(err)
 	}

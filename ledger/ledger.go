@@ -36,6 +36,7 @@ import (
 	"lethe/day"
 	"lethe/fault"
 	"lethe/location"
+	"lethe/memfd"
 	"lethe/protocol"
 	"lethe/usage"
 )
@@ -123,18 +124,9 @@ type Ledger struct {
 
 // Create returns a new memfd that holds an empty ledger.
 func Create(slots int) (*os.File, error) {
-	fd, err := unix.MemfdCreate("lethe-ledger", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	f, err := memfd.Fixed("lethe-ledger", int64(headerSize+slots*slotSize))
 	if err != nil {
-		return nil, fmt.Errorf("ledger: memfd_create: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "lethe-ledger")
-	if err := f.Truncate(int64(headerSize + slots*slotSize)); err != nil {
-		return nil, errors.Join(fmt.Errorf("ledger: %w", err), f.Close())
-	}
-	// The size is fixed for good: a table that shrank under its mapping would
-	// end the process.
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
-		return nil, errors.Join(fmt.Errorf("ledger: seal: %w", err), f.Close())
+		return nil, fmt.Errorf("ledger: %w", err)
 	}
 	l, err := Open(f)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"lethe/bundle"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/memfd"
 )
 
 // changesAtOnce bounds the memory of one round; more changes take more rounds.
@@ -296,7 +297,7 @@ func row(key *authdb.HashKey, c Credential) authdb.Row {
 // inMemory opens the segment that fill writes. The caller closes both; the
 // segment does not need the file.
 func inMemory(fill func(io.Writer) error) (*os.File, *authdb.Segment, error) {
-	f, err := authdb.Sealed(fill)
+	f, err := memfd.Sealed("authdb", fill)
 	var s *authdb.Segment
 	if err == nil {
 		s, err = authdb.Map(f)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lethe/memfd"
 )
 
 // The answers of a server to a handover.
@@ -76,7 +78,7 @@ func receive(c *net.UnixConn) (*Node, *os.File, error) {
 	n, err := Decode(b)
 	var f *os.File
 	if err == nil {
-		f, err = store(b)
+		f, err = memfd.Sealed("lethe-secrets", func(w io.Writer) error { _, err := w.Write(b); return err })
 	}
 	if err != nil {
 		_, _ = io.WriteString(c, answerRefused+err.Error()+"\n")
@@ -104,24 +106,6 @@ func checkPeer(c *net.UnixConn) error {
 		return errors.Join(errors.New("secrets: the peer is another user"), err)
 	}
 	return nil
-}
-
-// store puts the encoded secrets into a memfd that nobody can change.
-func store(b []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("lethe-secrets", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("secrets: memfd_create: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "lethe-secrets")
-	_, err = f.Write(b)
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS,
-			unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("secrets: store: %w", err), f.Close())
-	}
-	return f, nil
 }
 
 // Restore returns the secrets in a memfd that an earlier [Receive] returned.
