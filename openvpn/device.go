@@ -1,6 +1,7 @@
 package openvpn
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,34 +31,25 @@ func nodePath(dir string) string {
 // prepare makes the directory of a process. The agent owns it and the process's group may use it,
 // so nobody else reaches the management socket inside, whatever the socket's own mode.
 func prepare(dir string, uid, gid uint32) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("openvpn: clear the directory of a process: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("openvpn: directory of a process: %w", err)
-	}
+	err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700), os.Chown(dir, -1, int(gid)))
 	if node := nodePath(dir); node != systemNode {
-		if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))); err != nil {
-			return fmt.Errorf("openvpn: device node: %w", err)
-		}
-		if err := os.Chown(node, int(uid), int(gid)); err != nil {
-			return fmt.Errorf("openvpn: device node: %w", err)
-		}
+		err = errors.Join(err, unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))), os.Chown(node, int(uid), int(gid)))
 	}
-	if err := os.Chown(dir, -1, int(gid)); err != nil {
+	if err = errors.Join(err, os.Chmod(dir, 0o730)); err != nil {
 		return fmt.Errorf("openvpn: directory of a process: %w", err)
 	}
-	return os.Chmod(dir, 0o730)
+	return nil
 }
 
 // makeDevice makes the persistent tunnel device of an instance, gives it to uid and configures it.
 // Making it again changes nothing. It is agent's work because it needs CAP_NET_ADMIN, which the
 // process does not have.
 func makeDevice(in Instance, uid uint32) error {
-	if err := makeTun(in.Device, uid); err != nil {
-		return fmt.Errorf("openvpn: tunnel device %s: %w", in.Device, err)
+	err := makeTun(in.Device, uid)
+	var link netlink.Link
+	if err == nil {
+		link, err = netlink.LinkByName(in.Device)
 	}
-	link, err := netlink.LinkByName(in.Device)
 	if err != nil {
 		return fmt.Errorf("openvpn: tunnel device %s: %w", in.Device, err)
 	}
@@ -67,12 +59,10 @@ func makeDevice(in Instance, uid uint32) error {
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
 		}
-		if err := netlink.AddrReplace(link, addr); err != nil {
-			return fmt.Errorf("openvpn: address of %s: %w", in.Device, err)
-		}
+		err = errors.Join(err, netlink.AddrReplace(link, addr))
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("openvpn: set %s up: %w", in.Device, err)
+	if err = errors.Join(err, netlink.LinkSetUp(link)); err != nil {
+		return fmt.Errorf("openvpn: configure %s: %w", in.Device, err)
 	}
 	return nil
 }
@@ -93,20 +83,14 @@ func makeTun(name string, uid uint32) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, int(uid)); err != nil {
-		return err
-	}
-	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+	return errors.Join(unix.IoctlSetInt(fd, unix.TUNSETOWNER, int(uid)), unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 }
 
 // removeDevice removes the tunnel device; one that is not there is no error.
 func removeDevice(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return nil //nolint:nilerr // gone already
+		return nil // gone already
 	}
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("openvpn: remove %s: %w", name, err)
-	}
-	return nil
+	return netlink.LinkDel(link)
 }

@@ -26,6 +26,8 @@ type driver struct {
 	dir string
 	key [32]byte // of the proofs, random
 
+	found *link // by adopt, for the first conversation
+
 	mu      sync.Mutex
 	link    *link // nil while there is no connection
 	process *daemon.Process
@@ -56,7 +58,8 @@ const (
 	stopGrace    = 5 * time.Second        // what a process gets to tell its clients
 	dialPause    = 5 * time.Millisecond   // between two tries to reach a new process
 	redialPause  = 100 * time.Millisecond // before a broken connection is made anew
-	startTimeout = 10 * time.Second       // until a new process must answer
+	startTimeout = 10 * time.Second       // until a new process must listen
+	talkTimeout  = 2 * time.Second        // for the first answer on a connection
 )
 
 // run keeps the process running and answers it until ctx ends.
@@ -122,22 +125,26 @@ func (d *driver) serving() {
 	}
 }
 
-// adopt takes over the process that a former agent left, or returns nil.
+// adopt takes over the process that a former agent left, or returns nil. The connection by which it
+// found the process is the one to talk over: OpenVPN 2.6 serving TCP forgets to watch a connection
+// that is made while it fails to greet one that is already closed.
 func (d *driver) adopt(ctx context.Context) *daemon.Process {
-	pid := peer(ctx, socketPath(d.dir), d.s.cfg.UID)
-	if pid == 0 {
-		return nil
-	}
-	id, err := daemon.Identify(pid)
+	l, err := dial(ctx, socketPath(d.dir), d.s.cfg.UID)
 	if err != nil {
 		return nil
 	}
-	p, err := daemon.Adopt(id, d.s.cfg.Binary)
+	id, err := daemon.Identify(l.pid)
+	var p *daemon.Process
+	if err == nil {
+		p, err = daemon.Adopt(id, d.s.cfg.Binary)
+	}
 	if err != nil {
+		l.close()
 		return nil
 	}
+	d.found = l
 	d.replace(p)
-	d.served = true // perhaps; nothing it prints from now on is a notice
+	d.serving() // perhaps not yet, but nothing it prints from now on is a notice
 	d.s.log.Log(event.Adopted{Part: event.OpenVPN, Index: int(d.in.Daemon)})
 	return p
 }
@@ -173,7 +180,11 @@ func (d *driver) trouble(k fault.Kind) { d.s.log.Log(event.Trouble{Part: event.O
 func (d *driver) serve(ctx context.Context, p *daemon.Process) {
 	deadline := time.Now().Add(startTimeout)
 	for pause := dialPause; ; {
-		if l, err := dial(ctx, socketPath(d.dir), d.s.cfg.UID); err == nil {
+		l, err := d.found, error(nil)
+		if d.found = nil; l == nil {
+			l, err = dial(ctx, socketPath(d.dir), d.s.cfg.UID)
+		}
+		if err == nil {
 			d.converse(ctx, l)
 			pause, deadline = redialPause, time.Now().Add(startTimeout)
 		}
@@ -213,6 +224,7 @@ func (d *driver) converse(ctx context.Context, l *link) {
 	defer stop()
 	var early []message // what came before the answer to "status 3"
 	attached := false
+	_ = l.conn.SetReadDeadline(time.Now().Add(talkTimeout)) // fails only when closed, like the reads
 	l.send(nil, "hold release")
 	l.send(func(ok bool) {
 		attached = true
@@ -264,6 +276,7 @@ func (d *driver) attach(l *link) bool {
 		return false
 	}
 	d.link = l
+	_ = l.conn.SetReadDeadline(time.Time{})
 	for _, cid := range d.kills {
 		d.halt(l, cid)
 	}

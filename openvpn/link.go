@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -194,17 +193,4 @@ func (l *link) take(now time.Time) (out []byte, next time.Duration, closed bool)
 	}
 	out, l.out = l.out, nil
 	return out, next, l.closed || len(out) > maxBacklog
-}
-
-// peer returns the id of the process that listens on a management socket, or 0 when none does.
-func peer(ctx context.Context, path string, uid uint32) int {
-	if _, err := os.Lstat(path); err != nil {
-		return 0
-	}
-	l, err := dial(ctx, path, uid)
-	if err != nil {
-		return 0
-	}
-	l.close()
-	return l.pid
 }

@@ -68,11 +68,14 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// hunt searches argv, environment, files and memory-backed descriptors of the server's processes
-// for a text, and first proves that it would find one: the marked path of the socket.
+// hunt searches argv, environment and files of the server's processes for a text.
 func hunt(t *testing.T, s *server, mark string) {
 	t.Helper()
-	for _, pid := range processes(t, s.cfg.RuntimeDir) {
+	pids := servers()
+	if len(pids) != 2 {
+		t.Errorf("%d processes, want 2", len(pids))
+	}
+	for _, pid := range pids {
 		for _, f := range []string{"cmdline", "environ"} {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, f))
 			if err != nil || bytes.Contains(b, []byte(mark)) {
@@ -96,19 +99,6 @@ func hunt(t *testing.T, s *server, mark string) {
 	if err != nil {
 		t.Error(err)
 	}
-}
-
-// processes returns the server's processes, found by their directory.
-func processes(t *testing.T, dir string) (pids []int) {
-	t.Helper()
-	list, err := filepath.Glob(dir + "/openvpn*/manage.sock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, socket := range list {
-		pids = append(pids, openvpn.Peer(socket, uid))
-	}
-	return pids
 }
 
 func TestRefused(t *testing.T) {
@@ -297,7 +287,7 @@ func TestAgentRestart(t *testing.T) {
 	c.await(t, up, 5*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	ref, grant := s.core.only(t)
-	before := processes(t, cfg.RuntimeDir)
+	before := servers()
 
 	// The connection breaks, the agent stays.
 	openvpn.Hangup(s.Server)
@@ -331,7 +321,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := pinging.Wait(); err != nil || !strings.Contains(out.String(), " 0% packet loss") {
 		t.Errorf("ping through the tunnel: %v: %s", err, out.String())
 	}
-	if after := processes(t, cfg.RuntimeDir); fmt.Sprint(after) != fmt.Sprint(before) {
+	if after := servers(); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("processes %v became %v", before, after)
 	}
 	if !strings.Contains(s.log.String(), "adopted part=openvpn index=0") {
@@ -393,7 +383,7 @@ func TestProcessKilled(t *testing.T) {
 	c.await(t, up, 5*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	killed := time.Now()
-	for _, pid := range processes(t, s.cfg.RuntimeDir) {
+	for _, pid := range servers() {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
 	s.core.await(t, "end", 1, time.Second)

@@ -42,15 +42,25 @@ const nested = "LETHE_OPENVPN_TEST"
 
 func TestMain(m *testing.M) {
 	switch {
+	case strings.HasPrefix(os.Getenv(nested), "fake-"):
+		fakeMain(strings.TrimPrefix(os.Getenv(nested), "fake-"))
+		os.Exit(0)
 	case os.Getenv(nested) == "agent":
 		os.Exit(agentMain())
-	case os.Getenv(nested) != "" || os.Geteuid() != 0:
+	case os.Getenv(nested) != "":
+		// Mounts of the tests stay with them.
+		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "mount namespace for the tests:", err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	case os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), nested+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		if cmd.ProcessState == nil {
 			fmt.Fprintln(os.Stderr, "network namespace for the tests:", err)
@@ -117,7 +127,7 @@ func command(line string) error {
 }
 
 // credentials are a server's, made once.
-var credentials = sync.OnceValue(func() (c struct{ ca, cert, key, tlsCrypt string }) {
+var credentials = sync.OnceValue(func() (c struct{ ca, cert, key, clientCert, tlsCrypt string }) {
 	must := func(err error) {
 		if err != nil {
 			panic(err)
@@ -134,6 +144,9 @@ var credentials = sync.OnceValue(func() (c struct{ ca, cert, key, tlsCrypt strin
 	must(err)
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
 	must(err)
+	leaf.SerialNumber, leaf.Subject.CommonName, leaf.ExtKeyUsage = big.NewInt(3), "customer", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	clientDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
+	must(err)
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	must(err)
 	static := make([]byte, 256)
@@ -144,6 +157,7 @@ var credentials = sync.OnceValue(func() (c struct{ ca, cert, key, tlsCrypt strin
 	}
 	c.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))
 	c.cert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	c.clientCert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: clientDER}))
 	c.key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 	c.tlsCrypt = "-----BEGIN OpenVPN Static key V1-----\n" + lines.String() + "-----END OpenVPN Static key V1-----\n"
 	return c
@@ -339,13 +353,26 @@ func (j *journal) String() string {
 	return j.b.String()
 }
 
-// reap ends the processes that a failed test left in a runtime directory.
-func reap(dir string) {
-	list, _ := filepath.Glob(dir + "/openvpn*/manage.sock")
-	for _, socket := range list {
-		if pid := openvpn.Peer(socket, uid); pid != 0 {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+// servers returns the servers' processes in this network namespace. Asking their management
+// sockets would disturb them: OpenVPN serves one connection at a time.
+func servers() (pids []int) {
+	list, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	here, _ := os.Readlink("/proc/self/ns/net")
+	for _, f := range list {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		b, _ := os.ReadFile(f)
+		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if ns == here && string(b) == "/usr/sbin/openvpn\x00--config\x00stdin\x00" {
+			pids = append(pids, pid)
 		}
+	}
+	return pids
+}
+
+// reap ends the processes that a failed test left.
+func reap() {
+	for _, pid := range servers() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
 
@@ -358,7 +385,7 @@ func runtimeDir(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { reap(dir); _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { reap(); _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -393,6 +420,9 @@ func start(tb testing.TB, cfg openvpn.Config, c *core) *server {
 	})
 	tb.Cleanup(s.stop)
 	for _, in := range s.Instances() {
+		if cfg.Binary != "" {
+			break // not a real one
+		}
 		eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "no listener: " + s.log.String() })
 	}
 	return s
@@ -441,15 +471,22 @@ func connect(tb testing.TB, p protocol.ID, user, pass string, extra ...string) *
 	if err := os.WriteFile(file, []byte(user+"\n"+pass+"\n"), 0o600); err != nil {
 		tb.Fatal(err)
 	}
-	port := map[protocol.ID]uint16{protocol.OpenVPNUDP: udpPort, protocol.OpenVPNTCP: tcpPort}[p]
+	return connectTo(tb, p, ports[p], dev, append([]string{"auth-user-pass " + file}, extra...)...)
+}
+
+var ports = map[protocol.ID]uint16{protocol.OpenVPNUDP: udpPort, protocol.OpenVPNTCP: tcpPort}
+
+// connectTo starts a client for any server on a port.
+func connectTo(tb testing.TB, p protocol.ID, port uint16, dev string, extra ...string) *customer {
+	tb.Helper()
 	text, err := openvpn.ClientConfig(directory(), location.Endpoint{Protocol: p, Port: port}, append([]string{
-		"dev-type tun", "dev " + dev, "auth-user-pass " + file, "verb 3", "suppress-timestamps", "connect-retry 1 1",
+		"dev-type tun", "dev " + dev, "verb 3", "suppress-timestamps", "connect-retry 1 1",
 		"pull-filter ignore redirect-gateway", "pull-filter ignore route-ipv6",
 	}, extra...)...)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return startClient(tb, dev, strings.Replace(text, "dev tun\n", "", 1))
+	return startClient(tb, dev, strings.NewReplacer("dev tun\n", "", "auth-user-pass\n", "").Replace(text))
 }
 
 func startClient(tb testing.TB, dev, text string) *customer {

@@ -1,0 +1,107 @@
+package openvpn_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"lethe/openvpn"
+	"lethe/protocol"
+)
+
+// bare starts an openvpn server without Lethe: with a script that lets everybody in, or with client
+// certificates and no user names.
+func bare(tb testing.TB, p protocol.ID, port int, script string) {
+	tb.Helper()
+	c := credentials()
+	proto := map[protocol.ID]string{protocol.OpenVPNUDP: "udp6", protocol.OpenVPNTCP: "tcp6-server\nsocket-flags TCP_NODELAY"}[p]
+	text := fmt.Sprintf("dev-type tun\ndev bare%d\nproto %s\nport %d\ntopology subnet\nserver 10.%d.0.0 255.255.0.0\ndh none\nverb 0\nkeepalive 1 6\nduplicate-cn\n"+
+		"tls-version-min 1.3\ndata-ciphers AES-256-GCM:CHACHA20-POLY1305\n<ca>\n%s</ca>\n<cert>\n%s</cert>\n<key>\n%s</key>\n<tls-crypt>\n%s</tls-crypt>\n",
+		port%1000, proto, port, port%100+100, c.ca, c.cert, c.key, c.tlsCrypt)
+	if script != "" {
+		text += "verify-client-cert none\nusername-as-common-name\nscript-security 2\nauth-user-pass-verify " + script + " via-file\n"
+	}
+	cmd := exec.Command("/usr/sbin/openvpn", "--config", "stdin")
+	cmd.Stdin = strings.NewReader(text)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(tb, cmd.Start())
+	tb.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	in := openvpn.Instance{Protocol: p, Port: uint16(port)}
+	eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "bare openvpn does not listen" })
+}
+
+// latency is the time from the start of a client to its tunnel.
+func latency(tb testing.TB, c *customer) time.Duration {
+	tb.Helper()
+	d := c.await(tb, up, 10*time.Second)
+	c.signal(syscall.SIGKILL)
+	<-c.done
+	return d
+}
+
+// BenchmarkConnect measures the time from the start of a client process to its tunnel beside bare
+// OpenVPN, with a script that says yes and without user authentication. The three take turns, so
+// that a busy machine does the same to each. The figures are medians in milliseconds.
+func BenchmarkConnect(b *testing.B) {
+	start(b, config(runtimeDir(b)), newCore())
+	script := filepath.Join(runtimeDir(b), "yes")
+	must(b, os.WriteFile(script, []byte("#!/bin/sh\nexit 0\n"), 0o755))
+	for _, p := range []protocol.ID{protocol.OpenVPNUDP, protocol.OpenVPNTCP} {
+		b.Run(p.String(), func(b *testing.B) {
+			base := 30000 + 10*int(p)
+			bare(b, p, base, script)
+			bare(b, p, base+1, "")
+			cert := "<cert>\n" + credentials().clientCert + "</cert>\n<key>\n" + credentials().key + "</key>"
+			var got [3][]time.Duration
+			for i := 0; b.Loop(); i++ {
+				file := filepath.Join(b.TempDir(), "credentials")
+				must(b, os.WriteFile(file, []byte("user\n"+password+"\n"), 0o600))
+				got[0] = append(got[0], latency(b, connectTo(b, p, ports[p], fmt.Sprintf("bl%d", i), "auth-user-pass "+file)))
+				got[1] = append(got[1], latency(b, connectTo(b, p, uint16(base), fmt.Sprintf("bs%d", i), "auth-user-pass "+file)))
+				got[2] = append(got[2], latency(b, connectTo(b, p, uint16(base+1), fmt.Sprintf("bn%d", i), cert)))
+			}
+			for i, name := range []string{"lethe", "bare-script", "bare-no-auth"} {
+				slices.Sort(got[i])
+				b.ReportMetric(float64(got[i][len(got[i])/2].Microseconds())/1000, name+"-ms")
+				b.ReportMetric(float64(got[i][len(got[i])-1].Microseconds())/1000, name+"-max-ms")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// TestNoSecondLost guards against OpenVPN's habit of looking at an answer a second late, on an idle
+// machine and on a busy one.
+func TestNoSecondLost(t *testing.T) {
+	start(t, config(runtimeDir(t)), newCore())
+	for _, busy := range []bool{false, true} {
+		for range runtime.NumCPU() {
+			if busy {
+				cmd := exec.Command("sh", "-c", "while :; do :; done")
+				cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+				must(t, cmd.Start())
+				defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+			}
+		}
+		for _, p := range []protocol.ID{protocol.OpenVPNUDP, protocol.OpenVPNTCP} {
+			late, all := 0, []time.Duration{}
+			for range 15 {
+				took := latency(t, connect(t, p, "user", password))
+				if all = append(all, took.Round(time.Millisecond)); took > 800*time.Millisecond {
+					late++
+				}
+			}
+			t.Logf("%s, busy %t: %v", p, busy, all)
+			if late > 1 { // one may be a packet that was lost
+				t.Errorf("%s, busy %t: %d of 15 connects took more than 0.8 s", p, busy, late)
+			}
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package openvpn_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lethe/event"
+	"lethe/openvpn"
+	"lethe/protocol"
+	"lethe/session"
+)
+
+// fakeMain stands in for an openvpn that misbehaves. It reads its configuration from standard
+// input like the real one.
+func fakeMain(mode string) {
+	path := ""
+	for sc := bufio.NewScanner(os.Stdin); sc.Scan(); {
+		if rest, ok := strings.CutPrefix(sc.Text(), "management "); ok {
+			path = strings.TrimSuffix(rest, " unix")
+		}
+	}
+	if mode == "deaf" {
+		time.Sleep(time.Minute)
+		return
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return
+	}
+	for i := 0; ; i++ {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		switch mode {
+		case "liar": // answers what nobody asked
+			_, _ = io.WriteString(c, "SUCCESS: a\nSUCCESS: b\nSUCCESS: c\n")
+			_, _ = io.Copy(io.Discard, c)
+		case "mute": // says nothing on the first connection
+			if i > 0 {
+				go refuse(c)
+			}
+		case "refuser": // lets a client in and says that it is not there
+			go refuse(c)
+		}
+	}
+}
+
+func refuse(c net.Conn) {
+	for sc := bufio.NewScanner(c); sc.Scan(); {
+		switch f := strings.Fields(sc.Text()); f[0] {
+		case "hold":
+			_, _ = io.WriteString(c, "SUCCESS: hold release succeeded\n")
+		case "status":
+			_, _ = io.WriteString(c, ">CLIENT:ESTABLISHED,9\n>CLIENT:ENV,END\nTITLE\tx\nCLIENT_LIST\tu\tr\t\t\t\t\t\t\tu\t5\nEND\n"+
+				">CLIENT:CONNECT,1,0\n>CLIENT:ENV,username=u\n>CLIENT:ENV,password="+password+"\n>CLIENT:ENV,END\n>CLIENT:REAUTH,2,0\n>CLIENT:ENV,END\n")
+		case "END", "client-deny", "client-pending-auth", "client-kill":
+			_, _ = io.WriteString(c, "ERROR: "+f[0]+" command failed\n")
+		}
+	}
+}
+
+// fake returns a program that says it is openvpn and is not.
+func fake(t *testing.T, dir, mode string) string {
+	t.Helper()
+	must(t, command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && exec openvpn --version\n%s=fake-%s exec %s/self\n", nested, mode, dir)
+	path := filepath.Join(dir, "openvpn")
+	// Written by another process: a descriptor of ours could be inherited by a child that is
+	// being started at this moment, and the kernel runs no file that is open for writing.
+	cp := exec.Command("install", "-m", "755", "/dev/stdin", path)
+	cp.Stdin = strings.NewReader(script)
+	must(t, cp.Run())
+	return path
+}
+
+func TestMisbehaving(t *testing.T) {
+	namespace(t)
+	for i, tt := range []struct {
+		mode  string
+		until func(*server) bool
+	}{
+		{"deaf", func(s *server) bool {
+			return strings.Contains(s.log.String(), "kind=unavailable") && strings.Contains(s.log.String(), "restarted")
+		}},
+		{"mute", func(s *server) bool { return s.core.count("admit") == 1 }},
+		{"liar", func(s *server) bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }},
+		{"refuser", func(s *server) bool {
+			return s.core.count("admit") == 1 && s.core.count("end") == 1 && s.core.count("renew") == 1
+		}},
+	} {
+		t.Run(tt.mode, func(t *testing.T) {
+			t.Parallel()
+			dir := runtimeDir(t)
+			cfg := config(dir)
+			cfg.Binary, cfg.FirstDaemon = fake(t, dir, tt.mode), uint8(10+i)
+			cfg.Transports = cfg.Transports[:1]
+			s := start(t, cfg, newCore())
+			eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.journal) })
+			s.Kill(session.Ref{Daemon: cfg.FirstDaemon, Client: 1})
+		})
+	}
+}
+
+// TestNotStartable takes away what a process needs before it starts.
+func TestNotStartable(t *testing.T) {
+	namespace(t)
+	dir := runtimeDir(t)
+	cfg := config(dir)
+	cfg.FirstDaemon = 20
+	must(t, command("ip link add lethe20 type veth peer name lethe20p")) // no tunnel device can have that name
+	s := start(t, func() openvpn.Config { c := cfg; c.Binary = "/usr/sbin/../sbin/openvpn"; return c }(), newCore())
+	eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
+	s.stop()
+
+	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	cfg.RuntimeDir = filepath.Join(dir, "file", "sub")
+	bad, err := openvpn.New(cfg, newCore(), event.New(io.Discard))
+	must(t, err)
+	if err := bad.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "runtime directory") {
+		t.Errorf("got %v", err)
+	}
+
+	// A directory that cannot be cleared: a file system is mounted in it.
+	cfg.RuntimeDir, cfg.FirstDaemon = dir, 30
+	cfg.Transports = []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Port: udpPort, Processes: 1}}
+	busy := filepath.Join(dir, "openvpn30")
+	must(t, os.Mkdir(busy, 0o700))
+	must(t, command("mount -t tmpfs lethe-ov "+busy))
+	defer func() { must(t, command("umount "+busy)) }()
+	cfg.Binary = "/usr/sbin/../sbin/openvpn"
+	s = start(t, cfg, newCore())
+	eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
+	s.stop()
+}
+
+func TestUnprivilegedPeer(t *testing.T) {
+	namespace(t)
+	dir := runtimeDir(t)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	must(t, err)
+	defer l.Close()
+	if pid := openvpn.Peer(filepath.Join(dir, "s"), uid); pid != 0 {
+		t.Errorf("a socket of root was taken for one of user %d", uid)
+	}
+	if pid := openvpn.Peer(filepath.Join(dir, "s"), 0); pid != os.Getpid() {
+		t.Errorf("got process %d, want %d", pid, os.Getpid())
+	}
+}
