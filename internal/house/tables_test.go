@@ -9,6 +9,7 @@ var leaves = []string{"private", "fault", "event", "day", "protocol", "version",
 var edges = map[string][]string{
 	"private": {}, "fault": {}, "event": {}, "day": {}, "protocol": {}, "version": {}, "notify": {}, "memfd": {},
 	"internal/house": {},
+	"canary":         {},
 	"inventory":      {},
 	"spec":           {},
 	"location":       {},
