@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/term"
@@ -240,34 +241,8 @@ func (a *app) directory(ctx context.Context, offline bool) (d location.Directory
 	return fresh, false, k.write(directoryFile, storedDirectory{tag, fresh})
 }
 
-// fetchCredential returns the VPN credential: the service's, or the copy when the service cannot be
-// reached or (offline) must not be asked.
-func (a *app) fetchCredential(ctx context.Context, offline bool) (account.Credential, error) {
-	k, err := a.keep()
-	if err != nil {
-		return account.Credential{}, err
-	}
-	have, found, err := k.credential()
-	if err != nil || offline && found {
-		return have, err
-	}
-	c, _, token, err := a.session()
-	if err != nil {
-		return have, err
-	}
-	defer c.Close()
-	fresh, err := c.Credential(ctx, token)
-	switch {
-	case err != nil && fault.Of(err) == fault.Unavailable && found:
-		return have, nil
-	case err != nil:
-		return have, expired(err)
-	}
-	return fresh, k.putCredential(fresh)
-}
-
 // progress shows on a terminal that something is still going on, from the third second on. The
-// returned function ends it.
+// returned function ends it; it may be called again.
 func (a *app) progress(what string) func() {
 	f, ok := a.err.(*os.File)
 	if !ok || a.json || !term.IsTerminal(int(f.Fd())) {
@@ -292,8 +267,8 @@ func (a *app) progress(what string) func() {
 			}
 		}
 	}()
-	return func() {
+	return sync.OnceFunc(func() {
 		close(stop)
 		<-stopped
-	}
+	})
 }

@@ -38,7 +38,9 @@ type service struct {
 	mu        sync.Mutex
 	accounts  map[string]string // e-mail to password
 	tokens    map[string]bool
+	plan      string
 	paid      day.Day
+	ended     bool // by the operator
 	password  string
 	directory location.Directory
 	trouble   error // what every call fails with
@@ -90,7 +92,7 @@ func (s *service) Authenticate(_ context.Context, t account.Token) (account.ID, 
 func (s *service) Licence(context.Context, account.ID) (account.Licence, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return account.Licence{Plan: "standard", Devices: 3, PaidUntil: s.paid}, nil
+	return account.Licence{Plan: s.plan, Devices: 3, PaidUntil: s.paid, Disabled: s.ended}, nil
 }
 
 func (s *service) Credential(context.Context, account.ID) (account.Credential, error) {
@@ -129,7 +131,7 @@ func newService(t *testing.T, server location.Server) *service {
 	shut := other
 	shut.ID, shut.Location, shut.Enabled = "de-ber-1", 3, false
 	s := &service{
-		accounts: map[string]string{}, tokens: map[string]bool{}, paid: day.Today().Add(30), password: vpnPassword,
+		accounts: map[string]string{}, tokens: map[string]bool{}, plan: "standard", paid: day.Today().Add(30), password: vpnPassword,
 		directory: location.Directory{
 			Locations: []location.Location{
 				{ID: 2, Code: "us-nyc", Country: "US", City: "New York"}, amsterdam, {ID: 3, Code: "de-ber", Country: "DE", City: "Berlin"},
@@ -230,9 +232,17 @@ func TestAccountCommands(t *testing.T) {
 	p.expect(0, "plan:       standard\ndevices:    3\npaid until: "+paid+"\n", "", "account")
 	p.expect(0, `{"schema":"lethe.account/1","licence":{"plan":"standard","devices":3,"paid_until":"`+paid+`","disabled":false},"active":true}`+"\n", "", "account", "--json")
 	s.set(func() { s.paid = day.Today().Add(-1) })
-	p.expect(0, ".*the licence has ended: extend it to connect\n", "", "account")
+	p.expect(0, "plan:       standard\ndevices:    3\npaid until: .*\nthe licence has ended, its last day was .*\n", "", "account")
 
-	list := "de-ber           DE  Berlin                   0 servers\nnl-ams           NL  Amsterdam                1 servers\nus-nyc           US  New York                 1 servers\n"
+	s.set(func() { s.plan, s.paid = "", 0 })
+	p.expect(0, "this account has no licence yet\n", "", "account")
+	p.expect(0, "logged in; next: lethe connect\nnote: this account has no licence yet\n", accountPassword, "login", "ada@example.org")
+	s.set(func() { s.plan, s.paid, s.ended = "standard", day.Today()+1, true })
+	p.expect(0, `{"schema":"lethe.account/1","licence":{"plan":"standard","devices":3,"paid_until":".*","disabled":true},"active":false}`+"\n", "", "account", "--json")
+	p.expect(0, ".*the provider has ended this account's licence\n", "", "account")
+	s.set(func() { s.ended = false })
+
+	list := "de-ber           DE  Berlin                   0 servers\nnl-ams           NL  Amsterdam                1 server\nus-nyc           US  New York                 1 server\n"
 	p.expect(0, list, "", "locations")
 	p.expect(0, `{"schema":"lethe.locations/1","stale":false,"locations":[`+
 		`{"code":"de-ber","country":"DE","city":"Berlin","servers":0,"protocols":[]},`+
@@ -240,7 +250,7 @@ func TestAccountCommands(t *testing.T) {
 		`{"code":"us-nyc","country":"US","city":"New York","servers":1,"protocols":["openvpn-udp"]}]}`+"\n", "", "locations", "--json")
 	p.expect(0, "user name: "+vpnUser+"\npassword:  "+vpnPassword+"\n", "", "credentials", "show")
 	p.expect(0, `{"schema":"lethe.credentials/1","username":"`+vpnUser+`","password":"new"}`+"\n", "", "credentials", "replace", "--json")
-	p.expect(0, "user name: "+vpnUser+"\npassword:  new\n", "", "credentials", "replace")
+	p.expect(0, "user name: "+vpnUser+"\npassword:  new\nnote: servers learn of them within a minute; until then they take the old ones\n", "", "credentials", "replace")
 	p.expect(7, "error: the helper is not running\nhint: .*\n", "", "connect")
 	p.expect(7, "error: the helper is not running\nhint: .*\n", "", "status")
 
@@ -308,9 +318,12 @@ func TestConfigExport(t *testing.T) {
 // TestUsage: what makes no sense is said, with exit code 2.
 func TestUsage(t *testing.T) {
 	p := newPerson(t, nil)
-	p.expect(2, "error: no command nonsense\nhint: see `lethe help`\n", "", "nonsense")
+	p.expect(2, "error: no command nonsense\nhint: see `lethe --help`\n", "", "nonsense")
+	p.expect(2, "error: no command statsu\nhint: did you mean `lethe status`?\n", "", "statsu")
+	p.expect(2, "error: no command exprt\nhint: did you mean `lethe config export`?\n", "", "config", "exprt")
+	p.expect(2, "error: too many arguments\nhint: usage: lethe status [flags]\n", "", "status", "now")
 	p.expect(2, "error: unknown flag: --nonsense\nhint: see `lethe status --help`\n", "", "status", "--nonsense")
-	p.expect(2, "error: accepts 1 arg(s), received 0\nhint: usage: lethe signup EMAIL [flags]\n", "", "signup")
+	p.expect(2, "error: an argument is missing\nhint: usage: lethe signup EMAIL [flags]\n", "", "signup")
 	p.expect(2, "error: no service is set\nhint: .*\n", "x", "login", "ada@example.org")
 	p.expect(2, "error: no service is set\nhint: .*\n", "x", "signup", "ada@example.org")
 	p.expect(2, "error: the service's address must be .*\n", "x", "login", "a@b", "--api", "http://x")

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/account"
-	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/openvpn"
@@ -84,7 +83,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true, Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usage("no command "+printable(args[0]), "see `lethe help`")
+				return noCommand(c, args[0])
 			}
 			return c.Help()
 		},
@@ -112,14 +111,26 @@ func (a *app) strict(c *cobra.Command) {
 	}
 	check := c.Args
 	c.Args = func(c *cobra.Command, args []string) error {
-		if check == nil {
+		switch {
+		case check == nil || check(c, args) == nil:
 			return nil
+		case c.HasSubCommands():
+			return noCommand(c, args[0])
+		case len(args) == 0:
+			return usage("an argument is missing", "usage: "+c.UseLine())
 		}
-		if err := check(c, args); err != nil {
-			return usage(printable(err.Error()), "usage: "+c.UseLine())
-		}
-		return nil
+		return usage("too many arguments", "usage: "+c.UseLine())
 	}
+}
+
+// noCommand says that c has no command of that name, and which it may have been.
+func noCommand(c *cobra.Command, name string) error {
+	hint := "see `" + c.CommandPath() + " --help`"
+	c.SuggestionsMinimumDistance = 2
+	if near := c.SuggestionsFor(name); len(near) > 0 {
+		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`?"
+	}
+	return usage("no command "+printable(name), hint)
 }
 
 func (a *app) signup() *cobra.Command {
@@ -183,8 +194,11 @@ func (a *app) stock(ctx context.Context) {
 	if _, _, err := a.directory(ctx, false); err != nil {
 		a.noteLine("the list of locations is not there yet: " + ProblemOf(err).Text)
 	}
-	if _, err := a.fetchCredential(ctx, false); err != nil {
+	r, err := a.rights(ctx, false)
+	if err != nil {
 		a.noteLine("the VPN credential is not there yet: " + ProblemOf(err).Text)
+	} else if err := unlicensed(r.licence); r.fresh && err != nil {
+		a.noteLine(ProblemOf(err).Text)
 	}
 }
 
@@ -225,15 +239,18 @@ func (a *app) account() *cobra.Command {
 			if err != nil {
 				return expired(err)
 			}
-			active := l.Active(day.Today())
-			text := fmt.Sprintf("plan:       %s\ndevices:    %d\npaid until: %s\n", orElse(printable(l.Plan), "none"), l.Devices, l.PaidUntil)
-			if !active {
-				text += "the licence has ended: extend it to connect\n"
+			text := fmt.Sprintf("plan:       %s\ndevices:    %d\npaid until: %s\n", printable(l.Plan), l.Devices, l.PaidUntil)
+			if l.Plan == "" {
+				text = ""
+			}
+			why := unlicensed(l)
+			if why != nil {
+				text += ProblemOf(why).Text + "\n"
 			}
 			return a.show("account", struct {
 				Licence account.Licence `json:"licence"`
 				Active  bool            `json:"active"`
-			}{l, active}, text)
+			}{l, why == nil}, text)
 		},
 	}
 }
@@ -274,7 +291,7 @@ func (a *app) locations() *cobra.Command {
 				}
 				slices.Sort(entry.Protocols)
 				out.Locations = append(out.Locations, entry)
-				fmt.Fprintf(&text, "%-16s %s  %-24s %d servers\n", l.Code, l.Country, printable(l.City), entry.Servers)
+				fmt.Fprintf(&text, "%-16s %s  %-24s %s\n", l.Code, l.Country, printable(l.City), count(entry.Servers, "server"))
 			}
 			if stale {
 				a.noteLine("this is the last copy: the service cannot be reached")
@@ -293,7 +310,7 @@ func (a *app) config() *cobra.Command {
 		Long: "Write an .ovpn file for the system's own OpenVPN client. It holds no user name and no password: `lethe credentials show` prints them.",
 		RunE: func(c *cobra.Command, args []string) error {
 			done := a.progress("asking")
-			target, err := a.target(c.Context(), args, transport, false)
+			target, _, err := a.target(c.Context(), args, transport, false)
 			done()
 			if err != nil {
 				return err
@@ -342,11 +359,11 @@ func (a *app) credentials() *cobra.Command {
 		Use: "show", Short: "Print them, for the system's own VPN client", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			defer a.progress("asking")()
-			got, err := a.fetchCredential(c.Context(), a.isCutOff(c.Context()))
+			got, err := a.rights(c.Context(), a.isCutOff(c.Context()))
 			if err != nil {
 				return err
 			}
-			return show(got)
+			return show(got.credential)
 		},
 	}, &cobra.Command{
 		Use: "replace", Short: "Get new ones; the old ones end everywhere", Args: cobra.NoArgs,
@@ -359,11 +376,13 @@ func (a *app) credentials() *cobra.Command {
 			defer a.progress("asking")()
 			got, err := service.ReplaceCredential(c.Context(), token)
 			if err == nil {
-				err = k.putCredential(got)
+				have, _, _ := k.rights() // a damaged copy is replaced
+				_, err = k.putRights(rights{credential: got, licence: have.licence})
 			}
 			if err != nil {
 				return expired(err)
 			}
+			a.noteLine("servers learn of them within a minute; until then they take the old ones")
 			return show(got)
 		},
 	})

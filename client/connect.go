@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"lethe/account"
 	"lethe/fault"
 	"lethe/location"
 )
@@ -28,16 +27,17 @@ func (a *app) isCutOff(ctx context.Context) bool {
 // freshness is how long connect waits for the service before it uses its copies.
 const freshness = 4 * time.Second
 
-// target makes the target of a connect from the command line, the list of locations and, if it is
-// wanted, the credential. The service is asked for the present ones unless the lock stands in the
-// way; when it does not answer, the copies on this machine do.
-func (a *app) target(ctx context.Context, args []string, transport string, withCredential bool) (*Target, error) {
+// target makes the target of a connect from the command line, the list of locations and, if they are
+// wanted, the rights. The service is asked for the present ones unless the lock stands in the
+// way; when it does not answer, the copies on this machine do. What the service says is not
+// paid for is not tried.
+func (a *app) target(ctx context.Context, args []string, transport string, withRights bool) (*Target, rights, error) {
 	offline := a.isCutOff(ctx)
 	asking, cancel := context.WithTimeout(ctx, freshness)
 	defer cancel()
 	d, stale, err := a.directory(asking, offline)
 	if err != nil {
-		return nil, err
+		return nil, rights{}, err
 	}
 	if stale && !offline {
 		a.noteLine("the service cannot be reached; going on with the last copy of locations and credential")
@@ -48,24 +48,27 @@ func (a *app) target(ctx context.Context, args []string, transport string, withC
 		_, err = k.read(lastFile, &last)
 	}
 	if err != nil {
-		return nil, err
-	}
-	l, err := choose(d, strings.Join(args, ""), last.Location)
-	if err != nil {
-		return nil, err
-	}
-	var credential account.Credential
-	if withCredential {
-		if credential, err = a.fetchCredential(asking, offline || stale); err != nil {
-			return nil, err
-		}
+		return nil, rights{}, err
 	}
 	t := Transport(transport)
 	if t != Auto && t != UDP && t != TCP {
-		return nil, usage("no transport "+printable(transport), "auto, udp or tcp")
+		return nil, rights{}, usage("no transport "+printable(transport), "auto, udp or tcp")
 	}
-	target := &Target{Location: l, Servers: servers(d, l), Transport: t, Credential: credential}
-	return target, target.usable()
+	l, err := choose(d, strings.Join(args, ""), last.Location)
+	if err != nil {
+		return nil, rights{}, err
+	}
+	var r rights
+	if withRights {
+		if r, err = a.rights(asking, offline || stale); err == nil && r.fresh {
+			err = unlicensed(r.licence)
+		}
+		if err != nil {
+			return nil, rights{}, err
+		}
+	}
+	target := &Target{Location: l, Servers: servers(d, l), Transport: t, Credential: r.credential}
+	return target, r, target.usable()
 }
 
 // usable checks and cleans what the service sent, with the rules of the helper.
@@ -87,7 +90,7 @@ func (a *app) connect() *cobra.Command {
 		timeout      time.Duration
 	)
 	c := &cobra.Command{
-		Use: "connect [LOCATION]", Short: "Connect", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeLocation,
+		Use: "connect [LOCATION]", Short: "Connect to a location", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeLocation,
 		Long: `Connect to a location: a code of ` + "`lethe locations`" + `, a country's code or a city; without one
 to the last used or else the first. From now on until ` + "`lethe disconnect`" + ` nothing leaves this machine
 beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
@@ -99,17 +102,24 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(c.Context(), timeout)
+			began := time.Now()
+			asking, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
 			// The helper first: without it nothing else is worth while.
-			if _, err := Call(ctx, s.Socket, Request{Op: OpStatus}); err != nil {
+			if _, err := Call(asking, s.Socket, Request{Op: OpStatus}); err != nil {
 				return helperErr(err)
 			}
-			defer a.progress("connecting")()
-			target, err := a.target(ctx, args, transport, true)
+			done := a.progress("connecting")
+			defer done()
+			target, r, err := a.target(asking, args, transport, true)
 			if err != nil {
 				return err
 			}
+			if !c.Flags().Changed("timeout") && r.unheard() > 0 {
+				timeout += r.unheard()
+			}
+			ctx, cancel := context.WithDeadline(c.Context(), began.Add(timeout))
+			defer cancel()
 			status, err := Call(ctx, s.Socket, Request{Op: OpConnect, Target: target})
 			if err != nil {
 				return helperErr(err)
@@ -119,20 +129,24 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 					a.noteLine(ProblemOf(err).Text)
 				}
 			}
-			if wait && !noWait {
-				status, err = a.await(ctx, s.Socket, target.Location, timeout)
+			done()
+			switch {
+			case wait && !noWait:
+				status, err = a.insist(ctx, s.Socket, target, r, timeout)
+			case r.unheard() > 0:
+				a.noteLine("servers learn of new accounts, licences and credentials within a minute and refuse them until then")
 			}
 			if err != nil {
 				return err
 			}
-			return a.show("status", status, statusText(status))
+			return a.show("status", status, statusText(status, false))
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&transport, "transport", string(Auto), "auto, udp or tcp")
 	f.BoolVar(&wait, "wait", true, "wait until the tunnel is up")
 	f.BoolVar(&noWait, "no-wait", false, "return as soon as the helper has begun")
-	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait; the helper goes on trying")
+	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait; a new account, licence or credential adds up to a minute to the default")
 	_ = c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions([]string{"auto", "udp", "tcp"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
@@ -173,43 +187,10 @@ func helperErr(err error) error {
 	return err
 }
 
-// statusText is a status for people.
-func statusText(s Status) string {
-	var b strings.Builder
-	b.WriteString(s.State.String())
-	if s.Location != "" {
-		b.WriteString(" " + printable(s.Location))
-	}
-	if s.State == Connected {
-		fmt.Fprintf(&b, " by %s over %s", printable(s.Server), printable(s.Transport))
-		if !s.IPv6 {
-			b.WriteString(" (IPv6 is blocked: the server has none)")
-		}
-	}
-	b.WriteString("\n")
-	if s.State == Connected {
-		fmt.Fprintf(&b, "received %s, sent %s\n", megabytes(s.Received), megabytes(s.Sent))
-	}
-	if s.Lock {
-		b.WriteString("network lock: on\n")
-	} else {
-		b.WriteString("network lock: off\n")
-	}
-	if s.Problem != nil {
-		b.WriteString("problem: " + printableLine(s.Problem.Text) + "\n")
-		if s.Problem.Hint != "" {
-			b.WriteString("hint: " + printableLine(s.Problem.Hint) + "\n")
-		}
-	}
-	return b.String()
-}
-
-func megabytes(n uint64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
-
 func (a *app) status() *cobra.Command {
 	var watch bool
 	c := &cobra.Command{
-		Use: "status", Short: "Show whether the tunnel and the network lock are up", Args: cobra.NoArgs,
+		Use: "status", Short: "Show whether the tunnel and the network lock are up", Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := a.settings()
 			if err != nil {
@@ -220,8 +201,16 @@ func (a *app) status() *cobra.Command {
 				op = OpWatch
 			}
 			var failed error
+			var last string
 			err = Watch(c.Context(), s.Socket, Request{Op: op}, func(now Status) bool {
-				failed = a.show("status", now, statusText(now))
+				text := statusText(now, true)
+				if watch {
+					text = statusLine(now)
+				}
+				if text != last || a.json {
+					failed = a.show("status", now, text)
+				}
+				last = text
 				return watch && failed == nil
 			})
 			if watch && errors.Is(err, context.Canceled) {
@@ -230,7 +219,7 @@ func (a *app) status() *cobra.Command {
 			return errors.Join(failed, helperErr(err))
 		},
 	}
-	c.Flags().BoolVar(&watch, "watch", false, "go on and show every change, until interrupted")
+	c.Flags().BoolVar(&watch, "watch", false, "go on and show every change as a line, until interrupted")
 	return c
 }
 
@@ -247,7 +236,7 @@ func (a *app) disconnect() *cobra.Command {
 			if err != nil {
 				return helperErr(err)
 			}
-			return a.show("status", status, statusText(status))
+			return a.show("status", status, statusText(status, false))
 		},
 	}
 }

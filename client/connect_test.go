@@ -28,28 +28,29 @@ func TestConnectCommands(t *testing.T) {
 	s.accounts["ada@example.org"] = accountPassword
 	r.startHelper()
 	p.env["LETHE_SOCKET"] = r.socket()
-	off := `{"schema":"lethe.status/1","state":"disconnected","lock":false,"ipv6":false,"attempts":0,"received":0,"sent":0}` + "\n"
+	off := `{"schema":"lethe.status/1","state":"disconnected","lock":false,"ipv6":false,"attempts":0,"seconds":0,"received":0,"sent":0}` + "\n"
 	p.expect(0, off, "", "status", "--json")
-	p.expect(0, "disconnected\nnetwork lock: off\n", "", "status")
+	p.expect(0, "disconnected\nnetwork lock:  off\n", "", "status")
 	p.expect(0, off, "", "disconnect", "--json")
 	p.expect(3, "error: not logged in\nhint: .*\n", "", "connect")
 	p.expect(0, "logged in.*", accountPassword, "login", "ada@example.org")
 	p.expect(2, "error: no location \"nowhere\"\nhint: .*\n", "", "connect", "nowhere")
-	p.expect(0, `{"schema":"lethe.status/1","state":"connected","lock":true,"location":"nl-ams","server":"nl-ams-1","transport":"udp","ipv6":true,"attempts":0,"received":.*,"sent":.*}`+"\n", "", "connect", "nl", "--json")
-	p.expect(0, "connected nl-ams by nl-ams-1 over udp\nreceived 0.0 MB, sent 0.0 MB\nnetwork lock: on\n", "", "status")
-	p.expect(0, "connected nl-ams by nl-ams-1 over tcp\n.*", "", "connect", "--transport", "tcp")
+	p.expect(0, `{"schema":"lethe.status/1","state":"connected","lock":true,"location":"nl-ams","country":"NL","city":"Amsterdam","server":"nl-ams-1","transport":"udp","ipv6":true,"addresses":["10.64.0.2","fd6c:6574:6865:64::2"],"attempts":0,"seconds":0,"received":.*,"sent":.*}`+"\n", "", "connect", "nl", "--json")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams) for .* s\nserver:        nl-ams-1 over UDP\naddresses:     10.64.0.2, fd6c:6574:6865:64::2\nreceived:      .*\nsent:          .*\nnetwork lock:  on\n", "", "status")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1 over TCP\naddresses:     .*\nnetwork lock:  on\n", "", "connect", "--transport", "tcp")
 
 	// Blocked: the copies do, though nobody can be asked.
 	s.stop()
 	s.set(func() { s.password = "wrong" })
 	r.killHelper()
 	r.startHelper()
-	p.expect(0, "blocked\nnetwork lock: on\nproblem: the network lock is up and there is no tunnel\nhint: .*\n", "", "status")
-	p.expect(0, "connecting nl-ams\nnetwork lock: on\n", "", "connect", "--no-wait")
+	p.expect(0, "blocked\nnetwork lock:  on\nproblem:       the network lock is up and there is no tunnel\nhint:          .*\n", "", "status")
+	p.age(time.Minute)
+	p.expect(0, "connecting to Amsterdam, NL (nl-ams)\nnetwork lock:  on\n", "", "connect", "--no-wait")
 	r.await(client.Connected)
-	p.expect(0, "disconnected\nnetwork lock: off\n", "", "disconnect")
-	p.expect(0, "connected nl-ams by nl-ams-1 over udp\n.*note: the service cannot be reached; going on with the last copy of locations and credential\n", "", "connect")
-	p.expect(0, "disconnected\nnetwork lock: off\n", "", "disconnect")
+	p.expect(0, "disconnected\nnetwork lock:  off\n", "", "disconnect")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1 over UDP\n.*note: the service cannot be reached; going on with the last copy of locations and credential\n", "", "connect")
+	p.expect(0, "disconnected\nnetwork lock:  off\n", "", "disconnect")
 }
 
 // TestConnectRefused: what the server refuses, and what takes too long, have their exit codes.
@@ -62,6 +63,7 @@ func TestConnectRefused(t *testing.T) {
 	r.startHelper()
 	p.env["LETHE_SOCKET"] = r.socket()
 	p.expect(0, "logged in.*", accountPassword, "login", "ada@example.org")
+	p.age(time.Minute)
 	start := time.Now()
 	p.expect(4, "error: user name or password refused\nhint: .*\n", "", "connect", "nl-ams")
 	if d := time.Since(start); d > time.Second {
@@ -69,10 +71,12 @@ func TestConnectRefused(t *testing.T) {
 	}
 	p.expect(0, "disconnected\n.*", "", "disconnect")
 	s.set(func() { s.password = "expired" })
+	p.expect(0, ".*", "", "credentials", "show") // notices the change
+	p.age(time.Minute)
 	p.expect(4, `{"schema":"lethe.error/1","error":{"kind":"expired","text":"the licence has ended","hint":".*"}}`+"\n", "", "connect", "nl-ams", "--json")
 	p.expect(0, "disconnected\n.*", "", "disconnect")
 	p.expect(6, "error: not connected to us-nyc after 700ms.*\nhint: the helper goes on trying behind the network lock; .*\n", "", "connect", "us-nyc", "--timeout", "700ms")
-	p.expect(0, "connecting us-nyc\nnetwork lock: on\n.*", "", "status")
+	p.expect(0, "connecting to New York, US (us-nyc)\nnetwork lock:  on\n.*", "", "status")
 
 	// Somebody else disconnects while the app waits.
 	done := make(chan int)

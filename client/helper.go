@@ -75,6 +75,7 @@ type Helper struct {
 	mu      sync.Mutex
 	status  Status
 	device  string        // of the present tunnel
+	born    time.Time     // when it came up
 	changed chan struct{} // closed and replaced at every change
 }
 
@@ -171,7 +172,9 @@ func (h *Helper) apply(change func(*Status)) {
 	if change != nil {
 		change(&h.status)
 	}
-	h.status.Lock = h.status.State.Locked()
+	if h.status.Lock = h.status.State.Locked(); h.status.State != Connected {
+		h.status.IPv6, h.status.Addresses = false, nil
+	}
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
@@ -183,6 +186,7 @@ func (h *Helper) present() (Status, <-chan struct{}) {
 	s := h.status
 	if s.State == Connected {
 		s.Received, s.Sent = traffic(h.device)
+		s.Seconds = int64(time.Since(h.born).Seconds())
 	}
 	return s, h.changed
 }
@@ -193,7 +197,9 @@ func (h *Helper) connect(ctx context.Context, t *Target) error {
 	h.asking.Lock()
 	defer h.asking.Unlock()
 	h.leave() // before the step: what the old session still reports must not count for the new one
-	h.step(Ask, func(s *Status) { *s = Status{State: s.State, Location: t.Location.Code} })
+	h.step(Ask, func(s *Status) {
+		*s = Status{State: s.State, Location: t.Location.Code, Country: t.Location.Country, City: t.Location.City}
+	})
 	ways := routesTo(t)
 	if err := h.barrier.raise(ctx, ways[0].portals(), nil); err != nil {
 		if h.barrier.isUp() {
@@ -252,7 +258,7 @@ func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
 			born := time.Now()
 			<-r.ended
 			if err = r.err; ctx.Err() == nil && !fatal(err) {
-				h.step(Lost, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(err), false })
+				h.step(Lost, func(s *Status) { s.Problem = ProblemOf(err) })
 			}
 			if time.Since(born) > settled {
 				failed = 0
@@ -263,7 +269,7 @@ func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
 		case ctx.Err() != nil:
 			return
 		case fatal(err):
-			h.step(Refused, func(s *Status) { s.Problem, s.IPv6 = ProblemOf(err), false })
+			h.step(Refused, func(s *Status) { s.Problem = ProblemOf(err) })
 			return
 		}
 		h.note(func(s *Status) { s.Problem = ProblemOf(err) })
@@ -294,7 +300,8 @@ func (h *Helper) try(ctx context.Context, running *sync.WaitGroup, t *Target, w 
 	}
 	h.step(Up, func(s *Status) {
 		s.Problem, s.Attempts, s.Server, s.Transport = nil, 0, r.route.server.ID, r.route.proto
-		s.IPv6, h.device = r.face.v6.IsValid(), r.face.device
+		s.IPv6, s.Addresses = r.face.v6.IsValid(), r.face.addrs()
+		h.device, h.born = r.face.device, time.Now()
 	})
 	return r, nil
 }

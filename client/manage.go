@@ -18,10 +18,34 @@ type dialogue struct {
 	credential account.Credential
 	env        map[string]string // the few variables of UPDOWN that are of use
 	reason     string            // why OpenVPN says it is ending; compared, never shown
+	laps       int               // answers since it was told to end
 }
 
 // maxManageLine is the longest line that is read from the management interface.
 const maxManageLine = 1 << 14
+
+// leaveLaps is how many questions OpenVPN answers between the order to end and the order to end now.
+//
+// On the first SIGTERM it sends the server an exit notification and then waits for a whole second,
+// which is for nothing: it neither repeats the notification in that second nor looks for an
+// answer. The second SIGTERM ends the wait. Its event loop takes one line of this interface and
+// writes one packet a turn, so after a few answers the notification is out, however busy the
+// tunnel is.
+const leaveLaps = 8
+
+// leave goes on with the end of the process at every answer to an order.
+func (d *dialogue) leave(answer string) (say string) {
+	if d.laps == 0 && answer != " signal SIGTERM thrown" {
+		return ""
+	}
+	switch d.laps++; {
+	case d.laps <= leaveLaps:
+		return "pid\n"
+	case d.laps == leaveLaps+1:
+		return "signal SIGTERM\n"
+	}
+	return ""
+}
 
 // hear takes one line. It returns what to answer (empty for nothing), the tunnel when it is up,
 // and an error when there will be none.
@@ -48,6 +72,8 @@ func (d *dialogue) hear(line string) (say string, up *face, err error) {
 		case "EXITING", "RECONNECTING":
 			d.reason = fields[2]
 		}
+	case "SUCCESS":
+		return d.leave(rest), nil, nil
 	case ">FATAL":
 		return "", nil, fault.New(fault.Internal, "openvpn gave up").
 			WithHint("is the app's OpenVPN 2.6 or newer, and is there a /dev/net/tun?")
@@ -69,7 +95,7 @@ func (d *dialogue) password(rest string) (say string, up *face, err error) {
 		return "", nil, errLater
 	default:
 		return "", nil, fault.New(fault.Unauthenticated, "user name or password refused").
-			WithHint("`lethe login` fetches the present ones; `lethe disconnect` gives the internet back meanwhile")
+			WithHint("`lethe disconnect` gives the internet back; `lethe connect` then asks the service for the present ones")
 	}
 }
 

@@ -245,6 +245,7 @@ func (r *rig) makeServer() {
 { read -r user; read -r pass; } < "$1"
 case "$pass" in
 '`+vpnPassword+`') exit 0 ;;
+late) [ -e '`+r.dir+`/learned' ] && exit 0 ;;
 expired) echo licence-expired > "$auth_failed_reason_file"; exit 1 ;;
 later) echo 'TEMP[backoff 1]:full' > "$auth_failed_reason_file"; exit 1 ;;
 esac

@@ -20,7 +20,7 @@ type keep struct{ dir string }
 // The files.
 const (
 	tokenFile      = "token.json"
-	credentialFile = "credential.json"
+	credentialFile = "credential.json" // user name, password, licence: see rights
 	directoryFile  = "directory.json"
 	lastFile       = "last.json"
 )
@@ -28,10 +28,6 @@ const (
 type (
 	storedToken struct {
 		Token string `json:"token"`
-	}
-	storedCredential struct {
-		Username string `json:"username"`
-		Password string `json:"password"`
 	}
 	storedDirectory struct {
 		Tag       string             `json:"tag"`
@@ -91,14 +87,4 @@ func (k keep) token() (account.Token, error) {
 		err = errLoggedOut
 	}
 	return private.Of(t.Token), err
-}
-
-func (k keep) credential() (c account.Credential, found bool, err error) {
-	var s storedCredential
-	found, err = k.read(credentialFile, &s)
-	return account.Credential{Username: private.Of(s.Username), Password: private.Of(s.Password)}, found, err
-}
-
-func (k keep) putCredential(c account.Credential) error {
-	return k.write(credentialFile, storedCredential{c.Username.Reveal(), c.Password.Reveal()})
 }

@@ -131,7 +131,7 @@ func (t tunnel) talk(ctx context.Context, conn *net.UnixConn, pid int, up func(*
 		}
 		wait := time.NewTimer(farewell)
 		defer wait.Stop()
-		if _, err := conn.Write([]byte("signal SIGTERM\n")); err == nil {
+		if _, err := conn.Write([]byte("signal SIGTERM\n")); err == nil { // see dialogue.leave
 			select {
 			case <-ended:
 			case <-wait.C:

@@ -163,6 +163,7 @@ func TestDialogue(t *testing.T) {
 		"refused":         {">PASSWORD:Verification Failed: 'Auth'", "", "", "user name or password refused"},
 		"licence":         {">PASSWORD:Verification Failed: 'Auth' ['licence-expired']", "", "", "the licence has ended"},
 		"temporary":       {">PASSWORD:Verification Failed: 'Auth' ['TEMP[backoff 5]:full']", "", "", "the server takes nobody at the moment"},
+		"leaving":         {"SUCCESS: pid=1\nSUCCESS: signal SIGTERM thrown" + strings.Repeat("\nSUCCESS: pid=1", 9), strings.Repeat("pid\n", 8) + "signal SIGTERM\n", "", ""},
 		"fatal":           {">FATAL:Cannot open TUN/TAP dev", "", "", "openvpn gave up"},
 	} {
 		d := client.NewDialogue(credential(vpnPassword))

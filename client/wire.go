@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -64,16 +65,20 @@ type Request struct {
 
 // Status is what the helper says of itself.
 type Status struct {
-	State     State    `json:"state"`              // see State
-	Lock      bool     `json:"lock"`               // the network lock is up
-	Location  string   `json:"location,omitempty"` // code of the location asked for
-	Server    string   `json:"server,omitempty"`   // id of the server in use or being tried
-	Transport string   `json:"transport,omitempty"`
-	IPv6      bool     `json:"ipv6"`     // IPv6 goes through the tunnel; when false it is blocked
-	Attempts  int      `json:"attempts"` // servers tried since the last tunnel
-	Received  uint64   `json:"received"` // bytes through the present tunnel
-	Sent      uint64   `json:"sent"`
-	Problem   *Problem `json:"problem,omitempty"` // why there is no tunnel, when that is known
+	State     State        `json:"state"`              // see State
+	Lock      bool         `json:"lock"`               // the network lock is up
+	Location  string       `json:"location,omitempty"` // code of the location asked for
+	Country   string       `json:"country,omitempty"`  // its country's code
+	City      string       `json:"city,omitempty"`
+	Server    string       `json:"server,omitempty"` // id of the server in use or being tried
+	Transport string       `json:"transport,omitempty"`
+	IPv6      bool         `json:"ipv6"`                // IPv6 goes through the tunnel; when false it is blocked
+	Addresses []netip.Addr `json:"addresses,omitempty"` // this machine's inside the tunnel
+	Attempts  int          `json:"attempts"`            // servers tried since the last tunnel
+	Seconds   int64        `json:"seconds"`             // age of the present tunnel; only this machine knows it
+	Received  uint64       `json:"received"`            // bytes through the present tunnel
+	Sent      uint64       `json:"sent"`
+	Problem   *Problem     `json:"problem,omitempty"` // why there is no tunnel, when that is known
 }
 
 // Problem is an error as it crosses the socket and as --json prints it.
