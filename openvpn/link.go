@@ -52,10 +52,8 @@ type alarm struct {
 // answer is what the driver does about the answer to a command; nil means nothing.
 type answer func(ok bool)
 
-// maxBacklog is how many bytes of commands may wait for a process that does not read.
-const maxBacklog = 8 << 20
-
-var errBacklog = errors.New("management interface: the process does not read")
+// writeTimeout is how long a process may take to read what was written.
+const writeTimeout = 10 * time.Second
 
 // dial connects to a management socket and makes sure that a process of that user is at the other
 // end.
@@ -157,7 +155,11 @@ func (l *link) write() {
 			return
 		}
 		if len(out) > 0 {
-			if _, err := l.conn.Write(out); err != nil {
+			err := l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if err == nil {
+				_, err = l.conn.Write(out)
+			}
+			if err != nil {
 				_ = l.conn.Close()
 				return
 			}
@@ -192,5 +194,5 @@ func (l *link) take(now time.Time) (out []byte, next time.Duration, closed bool)
 		}
 	}
 	out, l.out = l.out, nil
-	return out, next, l.closed || len(out) > maxBacklog
+	return out, next, l.closed
 }
