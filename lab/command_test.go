@@ -8,7 +8,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,17 +163,29 @@ func TestUp(t *testing.T) {
 	noTrace(t, name, dir)
 }
 
-// programs builds Lethe's programs for the lab, once for all tests.
-func programs(t *testing.T) string {
-	t.Helper()
+// workshop is the directory of what tests share: bin, with Lethe's programs built for
+// the lab, and the GeoIP file. TestMain removes it.
+var workshop = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "labbin")
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	build := exec.CommandContext(ctx(t), "go", "build", "-buildvcs=false", "-tags", "lab", "-o", dir+"/bin/", "lethe/cmd/lethe", "lethe/cmd/lethe-control", "lethe/cmd/lethe-node")
+	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "lab", "-o", dir+"/bin/", "lethe/cmd/lethe", "lethe/cmd/lethe-control", "lethe/cmd/lethe-node")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		return dir, fmt.Errorf("%w: %s", err, out)
+	}
+	return dir, nil
+})
+
+// used says that there is a workshop.
+var used atomic.Bool
+
+func programs(t *testing.T) string {
+	t.Helper()
+	used.Store(true)
+	dir, err := workshop()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return dir + "/bin"
 }
@@ -198,6 +213,32 @@ func TestWhole(t *testing.T) {
 			t.Errorf("the story lacks %q:\n%s", want, story.Bytes())
 		}
 	}
+	t.Run("an app that lies", func(t *testing.T) {
+		// In place of the app: a program that does nothing and says that all is well,
+		// or fails at one command.
+		dir := t.TempDir()
+		script := "#!/bin/sh\n[ \"$1\" != \"$FAIL\" ] || exit 3\n"
+		all := *info
+		all.Machines = nil
+		for _, m := range info.Machines {
+			liar := *m
+			liar.BinDir = dir
+			all.Machines = append(all.Machines, &liar)
+		}
+		for _, name := range []string{"lethe", "lethe-control"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for fail, want := range map[string]string{
+			"none": "the web site sees 2001:db8:3::a, want an address of nl-ams-1", "signup": "lethe signup: exit status 3", "connect": "lethe: exit status 3",
+		} {
+			all.Machine("customer-1").Env = []string{"FAIL=" + fail}
+			if err := lab.Tour(ctx(t), &all, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want %q", fail, err, want)
+			}
+		}
+	})
 	t.Run("told twice", func(t *testing.T) {
 		if err := lab.Tour(ctx(t), info, io.Discard); err == nil {
 			t.Error("the same customer signed up twice")
@@ -211,4 +252,48 @@ func TestWhole(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestBroken brings labs up whose control plane fails at one command, and whose
+// other programs are missing: each is named, and nothing stays.
+func TestBroken(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make network namespaces")
+	}
+	real := programs(t)
+	dir := t.TempDir()
+	const script = "#!/bin/sh\ncase \"$1 $2\" in \"$FAIL\"*) echo \"$SAY\"; [ \"$SAY\" ] || { echo broken >&2; exit 9; };; *) exec \"$REAL/lethe-control\" \"$@\";; esac\n"
+	if err := os.WriteFile(dir+"/lethe-control", []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ fail, say, want string }{
+		"geoip":          {"geoip", "", "GeoIP file from location.db: lethe-control: exit status 9: broken"},
+		"init":           {"init", "", "locations and servers: lethe-control: exit status 9: broken"},
+		"server":         {"server add", "", "locations and servers: lethe-control: exit status 9: broken"},
+		"keys":           {"keys node", "", "locations and servers: lethe-control: exit status 9: broken"},
+		"no keys":        {"keys node", "oops", "want JSON with salt and seal"},
+		"short keys":     {"keys node", `{"salt":"AAAA"}`, "want JSON with salt and seal"},
+		"serve":          {"serve --", "", "lethe-control serves: unit lethe-control: ended before it was ready (exit status 9)"},
+		"no lethe-node":  {"never", "", "VPN server nl-ams-1 in Amsterdam: boots, waits, is told its secrets: unit nl-ams-1: ended before"},
+		"empty activate": {"keys node", `{"salt":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","seal":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, "nl-ams-1 in Amsterdam: boots, waits, is told its secrets"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := lab.Options{Prefix: prefix(), Dir: shortDir(t), BinDir: dir, GeoIP: dir + "/none.mmdb",
+				Env: []string{"REAL=" + real, "FAIL=" + c.fail, "SAY=" + c.say}}
+			if name != "geoip" {
+				o.GeoIP = filepath.Join(real, "../geoip.mmdb") // the one of TestWhole, or else made now
+			}
+			if name == "empty activate" {
+				o.Env = append(o.Env, "PATH="+dir+":"+real+":"+os.Getenv("PATH"))
+			}
+			l, err := lab.New(ctx(t), o)
+			if err == nil {
+				l.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			noTrace(t, o.Prefix, o.Dir)
+		})
+	}
 }

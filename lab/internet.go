@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -35,11 +36,7 @@ const maxBytes = 1 << 40
 func Site() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil {
-			http.Error(w, "no address", http.StatusInternalServerError)
-			return
-		}
+		from := netip.MustParseAddrPort(r.RemoteAddr) // net/http's own, for a TCP connection
 		fmt.Fprintf(w, "address: %s\nhost: %s\n", from.Addr().Unmap(), r.Host)
 	})
 	mux.HandleFunc("GET /bytes/{n}", func(w http.ResponseWriter, r *http.Request) {
@@ -85,17 +82,14 @@ func (filler) Read(p []byte) (n int, err error) {
 
 // internet starts the web site and the name servers.
 func (l *Lab) internet(ctx context.Context) error {
-	for _, a := range []netip.Addr{SiteAddr.V4, SiteAddr.V6} {
-		listener, err := l.Internet().Listen(netip.AddrPortFrom(a, 80).String())
-		if err != nil {
-			return err
-		}
-		l.serve(listener)
-	}
+	v4, err4 := l.Internet().Listen(netip.AddrPortFrom(SiteAddr.V4, 80).String())
+	v6, err6 := l.Internet().Listen(netip.AddrPortFrom(SiteAddr.V6, 80).String())
 	unit, err := nameServer(l.Internet())
-	if err != nil {
+	if err := errors.Join(err4, err6, err); err != nil {
 		return err
 	}
+	l.serve(v4)
+	l.serve(v6)
 	return l.Start(ctx, unit)
 }
 
@@ -144,14 +138,13 @@ func nameServer(m *Machine) (Unit, error) {
 remote-control:
 	control-enable: no
 `, DNSAddr.V4, DNSAddr.V6, m.Data(""), m.Data("zone.list"), m.Data("xfrd.state"))
+	var err error
 	for name, text := range zones() {
 		file := strings.Trim(name, ".") + ".zone"
 		fmt.Fprintf(&conf, "zone:\n\tname: \"%s\"\n\tzonefile: \"%s\"\n", name, file)
-		if err := os.WriteFile(m.Data(file), []byte(text), 0o644); err != nil {
-			return Unit{}, err
-		}
+		err = errors.Join(err, os.WriteFile(m.Data(file), []byte(text), 0o644))
 	}
 	path := m.Data("nsd.conf")
 	return Unit{Name: "nsd", Machine: m, Args: []string{"nsd", "-d", "-c", path}, Notify: true},
-		os.WriteFile(path, []byte(conf.String()), 0o644)
+		errors.Join(err, os.WriteFile(path, []byte(conf.String()), 0o644))
 }

@@ -61,6 +61,9 @@ type Options struct {
 	Customers int
 	// Bare leaves out Lethe's own programs: network, web site and DNS only.
 	Bare bool
+	// Spec is the node specification to publish (package spec), JSON. Default:
+	// the shortest intervals of polls and usage batches that a person can watch.
+	Spec string
 	// Env is added to the environment of every command on a machine, as
 	// "KEY=value"; a later value of a key wins.
 	Env []string
@@ -83,6 +86,10 @@ func (o *Options) check() (err error) {
 	}
 	if o.Locations == nil {
 		o.Locations = Places()[:2]
+	}
+	if o.Spec == "" {
+		// A release refuses such a short usage interval.
+		o.Spec = `{"poll_seconds": 1, "usage_seconds": 2}`
 	}
 	if o.Step == nil {
 		o.Step = func(string) func(error) { return func(error) {} }
@@ -131,7 +138,7 @@ type Lab struct {
 	*Manager
 	opts      Options
 	machines  []*Machine
-	listener  net.Listener // holds the prefix and serves [Remote]
+	listener  *net.UnixListener // holds the prefix and serves [Remote]
 	closers   []func() error
 	activator *activator
 	wg        sync.WaitGroup
@@ -196,7 +203,7 @@ func (l *Lab) walk(ctx context.Context, steps []step) error {
 // hold takes the prefix: an abstract socket (unix(7)) can be bound once, is no
 // file, and is free again the moment this process ends, however it ends.
 func (l *Lab) hold() (err error) {
-	l.listener, err = net.Listen("unix", remoteAddress(l.opts.Prefix))
+	l.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: remoteAddress(l.opts.Prefix), Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("lab: a lab with prefix %q is running already", l.opts.Prefix)
 	}
@@ -205,27 +212,31 @@ func (l *Lab) hold() (err error) {
 
 // network makes the directory, the machines and the links between them.
 func (l *Lab) network(ctx context.Context) error {
-	for _, d := range []string{"", "log", "notify", "m"} {
-		if err := os.MkdirAll(filepath.Join(l.opts.Dir, d), 0o700); err != nil {
-			return err
-		}
-	}
-	if err := os.WriteFile(filepath.Join(l.opts.Dir, marker), nil, 0o600); err != nil {
-		return err
-	}
 	l.Manager = newManager(l.opts.Dir)
 	l.machines = l.opts.plan()
-	if err := link(ctx, l.machines); err != nil {
-		return err
+	var err error
+	for _, d := range []string{"log", "notify", "m"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(l.opts.Dir, d), 0o700))
+	}
+	err = errors.Join(err, os.WriteFile(filepath.Join(l.opts.Dir, marker), nil, 0o600))
+	if err == nil {
+		err = link(ctx, l.machines)
 	}
 	for _, m := range l.machines {
-		first, err := m.start()
-		if err != nil {
-			return err
+		if err == nil {
+			err = l.boot(m)
 		}
-		l.wg.Go(func() { _ = first.Wait() }) // it is killed when the lab is closed
 	}
-	return nil
+	return err
+}
+
+// boot starts a machine; its first process is killed when the lab is closed.
+func (l *Lab) boot(m *Machine) error {
+	first, err := m.start()
+	if err == nil {
+		l.wg.Go(func() { _ = first.Wait() })
+	}
+	return err
 }
 
 // Machine returns the machine of that name, or nil: "inet", "control", a

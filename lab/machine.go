@@ -80,17 +80,16 @@ exec sleep infinity >/dev/null 2>&1`
 // start makes the machine's directories and boots it. The returned command is
 // its first process, which the caller waits for.
 func (m *Machine) start() (*exec.Cmd, error) {
+	var err error
 	for _, d := range []string{"etc", "work", "run", "var/lib", "home", "data"} {
-		if err := os.MkdirAll(filepath.Join(m.Dir, d), 0o755); err != nil {
-			return nil, err
-		}
+		err = errors.Join(err, os.MkdirAll(filepath.Join(m.Dir, d), 0o755))
 	}
 	c := exec.Command("/bin/sh", "-c", boot, "sh", m.Dir, DNSAddr.V4.String())
 	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
 	var trouble bytes.Buffer
 	c.Stderr = &trouble
-	out, err := c.StdoutPipe()
-	if err == nil {
+	out, pipeErr := c.StdoutPipe()
+	if err = errors.Join(err, pipeErr); err == nil {
 		err = m.Inside(c.Start)
 	}
 	if err != nil {
@@ -292,18 +291,10 @@ func Down(ctx context.Context, prefix, dir string) error {
 // namespaces and the directory.
 func sweep(prefix, dir string) error {
 	names, err := filepath.Glob(namespaces + "lethe-" + prefix + "-*")
-	if err != nil {
-		return err
-	}
 	for _, path := range names {
-		if err := evict(path); err != nil {
-			return err
-		}
-		if err := ip(context.Background(), "", "netns", "delete", filepath.Base(path)); err != nil {
-			return err
-		}
+		err = errors.Join(err, evict(path), ip(context.Background(), "", "netns", "delete", filepath.Base(path)))
 	}
-	return clear(dir)
+	return errors.Join(err, clear(dir))
 }
 
 // evict kills the processes in a namespace and waits until they are gone. A

@@ -36,6 +36,7 @@ type Status struct {
 	PID      int    `json:"pid"`      // 0 when it does not run
 	Restarts int    `json:"restarts"` // after crashes, since it was started
 	Stored   int    `json:"stored"`   // descriptors that it left with the manager
+	Exit     int    `json:"exit"`     // exit code of its last instance that has ended, -1 after a signal
 }
 
 // State is where a unit is in its life.
@@ -161,7 +162,7 @@ func (m *Manager) get(name string) (*unit, error) {
 	if s := m.find(name); s != nil {
 		return s, nil
 	}
-	return nil, fmt.Errorf("unit %s: no such unit runs", name)
+	return nil, errNoUnit(name)
 }
 
 // Stop stops a unit for good: its stored descriptors are closed and its
@@ -182,11 +183,13 @@ func (m *Manager) ask(ctx context.Context, name string, restart bool) error {
 		return err
 	}
 	a := ask{restart, make(chan error, 1)}
-	if !s.order(a) {
-		return fmt.Errorf("unit %s: no such unit runs", name)
+	if s.order(a) {
+		return s.await(ctx, a.reply)
 	}
-	return s.await(ctx, a.reply)
+	return errNoUnit(name) // it ended at this very moment
 }
+
+func errNoUnit(name string) error { return fmt.Errorf("unit %s: no such unit runs", name) }
 
 // Kill sends a signal to the main process of a unit, as a fault would.
 func (m *Manager) Kill(name string, signal syscall.Signal) error {
@@ -233,6 +236,13 @@ func (s *unit) set(state State, pid int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status.State, s.status.PID = state, pid
+}
+
+// ended notes that the unit's process has, with that exit code.
+func (s *unit) ended(code int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.State, s.status.PID, s.status.Exit = Inactive, 0, code
 }
 
 // life runs the unit until it is stopped, or until its start fails. reply gets
@@ -306,7 +316,7 @@ func (s *unit) instance(reply chan error) (a *ask, ready bool, err error) {
 		return nil, false, err
 	}
 	s.set(Activating, c.Process.Pid)
-	defer s.set(Inactive, 0)
+	defer func() { s.ended(c.ProcessState.ExitCode()) }()
 	exited := make(chan error, 1)
 	go func() { exited <- c.Wait() }()
 	limit := time.NewTimer(s.Timeout)

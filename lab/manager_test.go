@@ -44,7 +44,12 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if used.Load() {
+		dir, _ := workshop()
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
 
 // service counts its instances in a memfd that the manager keeps, and tells

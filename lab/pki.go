@@ -42,6 +42,12 @@ func NewAuthority(name string) (*Authority, error) {
 	return a, err
 }
 
+// ServerCertificate returns what a server of that id shows the node API, whether
+// or not the directory has such a server.
+func (l *Lab) ServerCertificate(id string) (Pair, error) {
+	return l.activator.api.Issue(id, x509.ExtKeyUsageClientAuth, nil)
+}
+
 // Issue returns a certificate of that common name, for names and addresses, for
 // the use as a TLS server or client (RFC 5280 section 4.2.1.12).
 func (a *Authority) Issue(commonName string, use x509.ExtKeyUsage, names []string, addresses ...netip.Addr) (Pair, error) {
@@ -60,10 +66,7 @@ func (a *Authority) Issue(commonName string, use x509.ExtKeyUsage, names []strin
 func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
 	key, keyErr := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	serial, serialErr := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err := errors.Join(keyErr, serialErr, err); err != nil {
-		return Pair{}, err
-	}
+	secret, secretErr := x509.MarshalPKCS8PrivateKey(key)
 	template.SerialNumber = serial
 	template.NotBefore = time.Now().Add(-time.Hour).UTC()
 	template.NotAfter = template.NotBefore.Add(life)
@@ -77,7 +80,7 @@ func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
 	return Pair{
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})),
-	}, err
+	}, errors.Join(keyErr, serialErr, secretErr, err)
 }
 
 // NewTLSCrypt returns a new key for OpenVPN's tls-crypt, in the form that

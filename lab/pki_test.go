@@ -55,11 +55,12 @@ func TestAuthority(t *testing.T) {
 // when it could.
 func TestTLSCrypt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(path, []byte(lab.NewTLSCrypt()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if lab.NewTLSCrypt() == lab.NewTLSCrypt() {
+	key, another := lab.NewTLSCrypt(), lab.NewTLSCrypt()
+	if key == another {
 		t.Error("two keys are equal")
+	}
+	if err := os.WriteFile(path, []byte(key), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	c, cancel := context.WithTimeout(ctx(t), 20*time.Second)
 	defer cancel()

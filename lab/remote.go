@@ -91,10 +91,7 @@ func (r *Remote) call(ctx context.Context, q request) (a answer, err error) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	if err := json.NewEncoder(c).Encode(q); err != nil {
-		return a, err
-	}
-	if err := json.NewDecoder(c).Decode(&a); err != nil {
+	if err := errors.Join(json.NewEncoder(c).Encode(q), json.NewDecoder(c).Decode(&a)); err != nil {
 		return a, errors.Join(fmt.Errorf("lab: the lab with prefix %q hung up", r.prefix), context.Cause(ctx))
 	}
 	if a.Error != "" {
@@ -106,7 +103,7 @@ func (r *Remote) call(ctx context.Context, q request) (a answer, err error) {
 // serveRemote answers the control socket until the lab is closed.
 func (l *Lab) serveRemote() {
 	for {
-		c, err := l.listener.Accept()
+		c, err := l.listener.AcceptUnix()
 		if err != nil {
 			return
 		}
@@ -119,7 +116,7 @@ func (l *Lab) serveRemote() {
 
 // converse answers one request. An abstract socket has no permissions, so the
 // peer's user is checked instead.
-func (l *Lab) converse(c net.Conn) {
+func (l *Lab) converse(c *net.UnixConn) {
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second)) // fails only on a closed connection
 	var q request
 	a := answer{}
@@ -144,20 +141,15 @@ func readRequest(r io.Reader, q *request) error {
 	return nil
 }
 
-func sameUser(c net.Conn) bool {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return false
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return false
-	}
+func sameUser(c *net.UnixConn) bool {
 	same := false
-	err = raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		same = err == nil && int(cred.Uid) == os.Geteuid()
-	})
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			same = err == nil && int(cred.Uid) == os.Geteuid()
+		})
+	}
 	return err == nil && same
 }
 

@@ -111,7 +111,9 @@ func TestDown(t *testing.T) {
 		}
 		l, err := lab.New(ctx(t), o)
 		if err == nil { // the request came after the last step
-			err = l.Close()
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
 		} else if !errors.Is(err, context.Canceled) && !strings.Contains(err.Error(), "killed") {
 			t.Errorf("New: got %v", err)
 		}

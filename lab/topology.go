@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -97,7 +98,7 @@ var controlAddr = dual("198.51.100.100", "2001:db8:2::100")
 
 // plan returns the machines of a lab, the router first.
 func (o *Options) plan() []*Machine {
-	all := []*Machine{{Name: "inet"}, {Name: "control", Addresses: []Dual{controlAddr}, segment: services}}
+	all := []*Machine{{Name: "inet", forward: true}, {Name: "control", Addresses: []Dual{controlAddr}, segment: services}}
 	for i, p := range o.Locations {
 		entry, exit := serverAddr(i)
 		all = append(all, &Machine{Name: p.server(), Addresses: []Dual{entry, exit}, segment: services, forward: true})
@@ -135,20 +136,16 @@ func link(ctx context.Context, all []*Machine) error {
 				i, Uplink, m.Namespace, m.segment.bridge)
 		}
 	}
-	if err := ip(ctx, r.String(), "-n", inet.Namespace, "-batch", "-"); err != nil {
-		return err
-	}
-	for _, m := range all[1:] {
-		if err := ip(ctx, m.batch(), "-n", m.Namespace, "-batch", "-"); err != nil {
-			return err
-		}
-	}
+	err := ip(ctx, r.String(), "-n", inet.Namespace, "-batch", "-")
 	for _, m := range all {
-		if err := m.sysctl(m == inet || m.forward); err != nil {
-			return err
+		if err == nil && m != inet {
+			err = ip(ctx, m.batch(), "-n", m.Namespace, "-batch", "-")
+		}
+		if err == nil && m.forward {
+			err = m.sysctl()
 		}
 	}
-	return nil
+	return err
 }
 
 // batch returns the commands that give m its addresses and its way out.
@@ -169,15 +166,10 @@ func (m *Machine) batch() string {
 
 // sysctl turns forwarding on where packets pass through. A server's image does
 // so before its first interface is up.
-func (m *Machine) sysctl(forward bool) error {
-	if !forward {
-		return nil
-	}
+func (m *Machine) sysctl() error {
 	return m.Inside(func() error {
-		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-			return err
-		}
-		return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0)
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0))
 	})
 }
 

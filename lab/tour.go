@@ -30,15 +30,13 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	}
 	place := info.Machines[2] // the first server
 	code, _ := strings.CutSuffix(place.Name, "-1")
-	if err := t.enter(ctx, t.customer, TourPassword+"\n", "lethe", "signup", TourEmail); err != nil {
-		return err
-	}
 	until := time.Now().AddDate(0, 1, 0).UTC().Format(time.DateOnly)
 	for _, s := range []struct {
 		on    *Machine
 		stdin string
 		args  []string
 	}{
+		{t.customer, TourPassword + "\n", []string{"lethe", "signup", TourEmail}},
 		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "5", "--until", until, "--dir", controlData}},
 		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
 		{t.customer, "", []string{"lethe", "locations"}},
@@ -50,9 +48,6 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	if err := t.connect(ctx, code); err != nil {
 		return err
 	}
-	if err := t.enter(ctx, t.customer, "", "lethe", "status"); err != nil {
-		return err
-	}
 	inside, err := t.visit(ctx)
 	if err != nil {
 		return err
@@ -60,11 +55,14 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	if inside == before || !place.has(inside) {
 		return fmt.Errorf("the web site sees %s, want an address of %s", inside, place.Name)
 	}
-	if _, err := t.say(ctx, t.customer, "curl", "-sS", "-o", "/dev/null", "-w", "%{size_download} bytes\n", SiteURL+"bytes/5000000"); err != nil {
-		return err
-	}
-	if err := t.enter(ctx, t.customer, "", "lethe", "disconnect"); err != nil {
-		return err
+	for _, args := range [][]string{
+		{"curl", "-sS", "-o", "/dev/null", "-w", `%{size_download} bytes\n`, SiteURL + "bytes/5000000"},
+		{"lethe", "status"},
+		{"lethe", "disconnect"},
+	} {
+		if err := t.enter(ctx, t.customer, "", args...); err != nil {
+			return err
+		}
 	}
 	return t.usage(ctx)
 }
