@@ -93,10 +93,11 @@ func (k keep) rights() (r rights, found bool, err error) {
 // putRights keeps what the service has just said. It is new from now on when it differs from the
 // copy or there is none that can be read.
 func (k keep) putRights(r rights) (rights, error) {
-	have, found, err := k.rights()
-	now := storedRights{r.credential.Username.Reveal(), r.credential.Password.Reveal(), r.licence, time.Now().UTC()}
-	if err == nil && found && have.credential.Username.Reveal() == now.Username && have.credential.Password.Reveal() == now.Password && have.licence == now.Licence {
-		now.Since = have.since
+	var have storedRights
+	found, err := k.read(credentialFile, &have)
+	now := storedRights{r.credential.Username.Reveal(), r.credential.Password.Reveal(), r.licence, have.Since}
+	if err != nil || !found || have != now {
+		now.Since = time.Now().UTC()
 	}
 	r.since = now.Since
 	return r, k.write(credentialFile, now)
