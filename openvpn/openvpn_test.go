@@ -71,7 +71,7 @@ func TestLife(t *testing.T) {
 // hunt searches argv, environment and files of the server's processes for a text.
 func hunt(t *testing.T, s *server, mark string) {
 	t.Helper()
-	pids := servers()
+	pids := servers(here())
 	if len(pids) != 2 {
 		t.Errorf("%d processes, want 2", len(pids))
 	}
@@ -287,7 +287,7 @@ func TestAgentRestart(t *testing.T) {
 	c.await(t, up, 5*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	ref, grant := s.core.only(t)
-	before := servers()
+	before := servers(here())
 
 	// The connection breaks, the agent stays.
 	openvpn.Hangup(s.Server)
@@ -321,7 +321,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := pinging.Wait(); err != nil || !strings.Contains(out.String(), " 0% packet loss") {
 		t.Errorf("ping through the tunnel: %v: %s", err, out.String())
 	}
-	if after := servers(); fmt.Sprint(after) != fmt.Sprint(before) {
+	if after := servers(here()); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("processes %v became %v", before, after)
 	}
 	if !strings.Contains(s.log.String(), "adopted part=openvpn index=0") {
@@ -357,7 +357,9 @@ func startAgent(t *testing.T, dir string) *agent {
 	must(t, err)
 	a.cmd.Env = append(os.Environ(), nested+"=agent")
 	a.cmd.Stdin, a.cmd.Stdout, a.cmd.Stderr = bytes.NewReader(in), a.out, os.Stderr
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, a.cmd.Start())
+	t.Cleanup(func() { _ = a.cmd.Process.Kill() })
 	return a
 }
 
@@ -383,7 +385,7 @@ func TestProcessKilled(t *testing.T) {
 	c.await(t, up, 5*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	killed := time.Now()
-	for _, pid := range servers() {
+	for _, pid := range servers(here()) {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
 	s.core.await(t, "end", 1, time.Second)

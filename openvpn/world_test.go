@@ -61,7 +61,13 @@ func TestMain(m *testing.M) {
 	cmd.Env = append(os.Environ(), nested+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
+	err := cmd.Start()
+	if err == nil {
+		here, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+		err = cmd.Wait()
+		reap(here) // what a test that panicked left
+	}
+	if err != nil {
 		if cmd.ProcessState == nil {
 			fmt.Fprintln(os.Stderr, "network namespace for the tests:", err)
 			os.Exit(1)
@@ -353,11 +359,16 @@ func (j *journal) String() string {
 	return j.b.String()
 }
 
-// servers returns the servers' processes in this network namespace. Asking their management
+// here names the network namespace of the tests.
+func here() string {
+	ns, _ := os.Readlink("/proc/self/ns/net")
+	return ns
+}
+
+// servers returns the servers' processes in a network namespace. Asking their management
 // sockets would disturb them: OpenVPN serves one connection at a time.
-func servers() (pids []int) {
+func servers(here string) (pids []int) {
 	list, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	here, _ := os.Readlink("/proc/self/ns/net")
 	for _, f := range list {
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 		b, _ := os.ReadFile(f)
@@ -370,8 +381,8 @@ func servers() (pids []int) {
 }
 
 // reap ends the processes that a failed test left.
-func reap() {
-	for _, pid := range servers() {
+func reap(here string) {
+	for _, pid := range servers(here) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
@@ -385,7 +396,7 @@ func runtimeDir(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { reap(); _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { reap(here()); _ = os.RemoveAll(dir) })
 	return dir
 }
 
