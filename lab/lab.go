@@ -293,8 +293,11 @@ func (l *Lab) tearDown() error {
 }
 
 // keepLogs saves the log files of a lab that did not come up from being
-// removed: they move to DIR.failed.
+// removed: they move to DIR.failed. A directory that is not a lab's is left alone.
 func (l *Lab) keepLogs() {
+	if _, err := os.Stat(filepath.Join(l.opts.Dir, marker)); err != nil {
+		return
+	}
 	kept := l.opts.Dir + ".failed"
 	_ = os.RemoveAll(kept)
 	_ = os.Rename(filepath.Join(l.opts.Dir, "log"), kept)

@@ -246,7 +246,7 @@ func TestOwnFiles(t *testing.T) {
 func TestRefused(t *testing.T) {
 	busy := bare(t)
 	full := shortDir(t)
-	if err := os.MkdirAll(filepath.Join(full, "precious"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(full, "log", "precious"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
@@ -274,7 +274,7 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, err := os.Stat(filepath.Join(full, "precious")); err != nil {
+	if _, err := os.Stat(filepath.Join(full, "log", "precious")); err != nil {
 		t.Error("a directory that is not a lab's was touched")
 	}
 }

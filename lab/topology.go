@@ -69,8 +69,8 @@ type ISP struct {
 	Name    string
 }
 
-// ISPs returns the access networks. Customer i lives in network i modulo 4; the
-// fourth network, 203.0.113.192/26, is in no GeoIP file.
+// ISPs returns the access networks. Customer i lives in network i modulo 4; of the
+// fourth network, 203.0.113.192/26, the GeoIP file knows no ISP.
 func ISPs() []ISP {
 	p := netip.MustParsePrefix
 	return []ISP{

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/exec"
 	"strings"
 	"time"
 )
@@ -40,13 +39,11 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "5", "--until", until, "--dir", controlData}},
 		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
 		{t.customer, "", []string{"lethe", "locations"}},
+		{t.customer, "", []string{"lethe", "connect", code}}, // waits until the server knows the customer
 	} {
 		if err := t.enter(ctx, s.on, s.stdin, s.args...); err != nil {
 			return err
 		}
-	}
-	if err := t.connect(ctx, code); err != nil {
-		return err
 	}
 	inside, err := t.visit(ctx)
 	if err != nil {
@@ -91,27 +88,6 @@ func (t *tour) enter(ctx context.Context, m *Machine, stdin string, args ...stri
 		return fmt.Errorf("%s: %w", strings.Join(args[:2], " "), err)
 	}
 	return nil
-}
-
-// A server knows a new customer when it has the next bundle: within 60 s by
-// design, within seconds here. Until then it refuses.
-const (
-	bundlePropagation = 60 * time.Second
-	exitRefused       = 4 // of lethe
-)
-
-// connect connects, again while the server does not know the customer yet.
-func (t *tour) connect(ctx context.Context, code string) error {
-	var got string
-	var failed error
-	fmt.Fprintf(t.out, "\n%s$ lethe connect %s\n", t.customer.Name, code)
-	err := await(ctx, bundlePropagation, "the server does not know the customer", func(ctx context.Context) bool {
-		var exit *exec.ExitError
-		got, failed = t.customer.Run(ctx, "lethe", "connect", code)
-		return !errors.As(failed, &exit) || exit.ExitCode() != exitRefused
-	})
-	_, _ = io.WriteString(t.out, got)
-	return errors.Join(failed, err)
 }
 
 // say is enter that returns the output.
