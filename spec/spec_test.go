@@ -22,16 +22,16 @@ func TestParse(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for in, want := range map[string]string{
-		``:                            "EOF",
-		`[]`:                          "cannot unmarshal",
-		`{} {}`:                       "more than one",
-		`{"log_user":"x"}`:            "unknown field",
-		`{"poll_seconds":0}`:          "poll_seconds is 0",
-		`{"usage_seconds":0}`:         "usage_seconds is 0",
-		`{"keepalive_seconds":61}`:    "keepalive_seconds is 61",
-		`{"renegotiate_seconds":1}`:   "renegotiate_seconds is 1",
-		`{"block_tcp":[465]}`:         "must contain 25",
-		`{"poll_seconds":"x"}`:        "cannot unmarshal",
+		``:                              "EOF",
+		`[]`:                            "cannot unmarshal",
+		`{} {}`:                         "more than one",
+		`{"log_user":"x"}`:              "unknown field",
+		`{"poll_seconds":0}`:            "poll_seconds is 0",
+		`{"usage_seconds":0}`:           "usage_seconds is 0",
+		`{"keepalive_seconds":61}`:      "keepalive_seconds is 61",
+		`{"renegotiate_seconds":1}`:     "renegotiate_seconds is 1",
+		`{"block_tcp":[465]}`:           "must contain 25",
+		`{"poll_seconds":"x"}`:          "cannot unmarshal",
 		`{"renegotiate_seconds":86401}`: "renegotiate_seconds is 86401",
 	} {
 		if _, err := spec.Parse([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {
