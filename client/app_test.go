@@ -306,6 +306,9 @@ func TestConfigExport(t *testing.T) {
 	p.expect(2, "error: no transport pigeon\nhint: auto, udp or tcp\n", "", "config", "export", "--transport", "pigeon")
 	p.expect(2, "error: no location \"nl-amd\"\nhint: did you mean nl-ams? `lethe locations` shows all\n", "", "config", "export", "nl-amd")
 	p.expect(2, "error: no location \"[31mred\"\nhint: see `lethe locations`\n", "", "config", "export", "\x1b[31mr\xffed")
+	p.expect(2, "error: no location \"new yok\"\nhint: did you mean us-nyc? `lethe locations` shows all\n", "", "config", "export", "new", "yok")
+	p.expect(2, "error: no location \"dam\"\nhint: did you mean nl-ams? `lethe locations` shows all\n", "", "config", "export", "dam")
+	p.expect(0, "client\n.*remote 198.51.100.22 1194\n.*", "", "config", "export", "new", "york")
 	p.expect(2, "error: no location \"zzzzzzzz\"\nhint: see `lethe locations`\n", "", "config", "export", "zzzzzzzz")
 	p.expect(5, "error: no server of de-ber takes customers at the moment\nhint: .*\n", "", "config", "export", "berlin")
 	s.set(func() {
@@ -328,6 +331,7 @@ func TestUsage(t *testing.T) {
 	p.expect(2, "error: no service is set\nhint: .*\n", "x", "signup", "ada@example.org")
 	p.expect(2, "error: the service's address must be .*\n", "x", "login", "a@b", "--api", "http://x")
 	p.expect(2, "error: no certificate can be read from the file of --ca\n", "x", "login", "a@b", "--api", "https://x", "--ca", "/dev/null")
+	p.expect(2, "error: invalid argument \"soon\" for \"--timeout\" flag: time: invalid duration \"soon\"\nhint: see `lethe connect --help`\n", "", "connect", "--timeout", "soon")
 	p.expect(2, "error: --timeout must be more than nothing\nhint: .*\n", "", "connect", "--timeout", "0s")
 	p.expect(0, "The app of.*", "")
 	p.expect(0, "Use the system's own.*", "", "config")

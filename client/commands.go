@@ -89,7 +89,8 @@ func (a *app) root() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage(printable(err.Error()), "see `"+c.CommandPath()+" --help`")
+		text := err.Error()
+		return usage(printableLine(text[:min(len(text), 300)]), "see `"+c.CommandPath()+" --help`")
 	})
 	f := root.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "answer in JSON (schemas in doc/app.md)")
@@ -306,7 +307,7 @@ func (a *app) config() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	var transport, file string
 	export := &cobra.Command{
-		Use: "export [LOCATION]", Short: "Write an .ovpn file", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeLocation,
+		Use: "export [LOCATION]", Short: "Write an .ovpn file", Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
 		Long: "Write an .ovpn file for the system's own OpenVPN client. It holds no user name and no password: `lethe credentials show` prints them.",
 		RunE: func(c *cobra.Command, args []string) error {
 			done := a.progress("asking")

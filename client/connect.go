@@ -54,7 +54,7 @@ func (a *app) target(ctx context.Context, args []string, transport string, withR
 	if t != Auto && t != UDP && t != TCP {
 		return nil, rights{}, usage("no transport "+printable(transport), "auto, udp or tcp")
 	}
-	l, err := choose(d, strings.Join(args, ""), last.Location)
+	l, err := choose(d, strings.Join(args, " "), last.Location)
 	if err != nil {
 		return nil, rights{}, err
 	}
@@ -90,7 +90,7 @@ func (a *app) connect() *cobra.Command {
 		timeout      time.Duration
 	)
 	c := &cobra.Command{
-		Use: "connect [LOCATION]", Short: "Connect to a location", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeLocation,
+		Use: "connect [LOCATION]", Short: "Connect to a location", Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
 		Long: `Connect to a location: a code of ` + "`lethe locations`" + `, a country's code or a city; without one
 to the last used or else the first. From now on until ` + "`lethe disconnect`" + ` nothing leaves this machine
 beside the tunnel, whatever happens to the app, the helper or the tunnel.`,

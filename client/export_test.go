@@ -33,3 +33,6 @@ func LockRules(tunnel bool) string {
 	}
 	return lockRules([]portal{{netip.MustParseAddr("198.51.100.21"), "udp", 1194}, {netip.MustParseAddr("2001:db8::21"), "tcp", 443}}, f)
 }
+
+// StatusText returns a status as `lethe status` and `lethe status --watch` print it.
+func StatusText(s Status) (text, line string) { return statusText(s, true), statusLine(s) }

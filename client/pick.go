@@ -59,14 +59,18 @@ func servers(d location.Directory, l location.Location) (all []location.Server) 
 	return all
 }
 
-// closest returns the code of the location whose code or city looks most like words, or nothing
-// when none is near.
+// closest returns the code of the location whose code or city looks most like words or has them in
+// it, or nothing when none is near.
 func closest(d location.Directory, words string) string {
 	words = strings.ToLower(words)
 	best, code := len(words)/2+1, ""
 	for _, l := range d.Locations {
 		for _, name := range []string{l.Code, strings.ToLower(l.City)} {
-			if n := distance(words, name); n < best {
+			n := distance(words, name)
+			if len(words) > 2 && strings.Contains(name, words) {
+				n = 0
+			}
+			if n < best {
 				best, code = n, l.Code
 			}
 		}

@@ -42,7 +42,9 @@ func statusText(s Status, full bool) string {
 		for i, a := range s.Addresses {
 			all[i] = a.String()
 		}
-		line("addresses", "%s", strings.Join(all, ", "))
+		if len(all) > 0 {
+			line("addresses", "%s", strings.Join(all, ", "))
+		}
 		if !s.IPv6 {
 			line("IPv6", "blocked, the server has none")
 		}
@@ -99,9 +101,9 @@ func size(n uint64) string {
 	switch {
 	case n < 1e3:
 		return fmt.Sprintf("%d bytes", n)
-	case n < 1e6:
+	case n < 999_950: // what rounds to less than a thousand
 		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
-	case n < 1e9:
+	case n < 999_950_000:
 		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
 	}
 	return fmt.Sprintf("%.2f GB", float64(n)/1e9)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -232,5 +233,47 @@ func TestProblem(t *testing.T) {
 	b, err := json.Marshal(client.ProblemOf(fmt.Errorf("dial tcp 203.0.113.2: %s", vpnUser)))
 	if err != nil || string(b) != `{"kind":"internal","text":"internal error"}` {
 		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// TestText: what a person reads of states, ages and sizes that a test cannot wait for.
+func TestText(t *testing.T) {
+	base := client.Status{Location: "nl-ams", Country: "NL", City: "Amsterdam", Lock: true, Server: "nl-ams-1", Transport: "udp"}
+	with := func(change func(*client.Status)) client.Status {
+		s := base
+		change(&s)
+		return s
+	}
+	for _, c := range []struct {
+		status     client.Status
+		text, line string
+	}{
+		{with(func(s *client.Status) {
+			s.State, s.Seconds, s.Received, s.Sent = client.Connected, 3*86400+7200, 12_345_678_901, 999_999
+			s.Addresses = []netip.Addr{netip.MustParseAddr("10.64.0.2")}
+		}), "connected to Amsterdam, NL (nl-ams) for 3 d 2 h\nserver:        nl-ams-1 over UDP\naddresses:     10.64.0.2\nIPv6:          blocked, the server has none\n" +
+			"received:      12.35 GB\nsent:          1.0 MB\nnetwork lock:  on\n", "connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
+		{with(func(s *client.Status) { s.State, s.Seconds, s.IPv6 = client.Connected, 3661, true }),
+			"connected to Amsterdam, NL (nl-ams) for 1 h 1 min\nserver:        nl-ams-1 over UDP\nreceived:      0 bytes\nsent:          0 bytes\nnetwork lock:  on\n",
+			"connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
+		{with(func(s *client.Status) {
+			s.State, s.Attempts, s.Problem = client.Reconnecting, 3, &client.Problem{Text: "the server does not\x1b answer"}
+		}), "reconnecting to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1, attempt 3\nnetwork lock:  on\nproblem:       the server does not answer\n",
+			"reconnecting to Amsterdam, NL (nl-ams): the server does not answer\n"},
+		{with(func(s *client.Status) {
+			s.State, s.Problem = client.Blocked, &client.Problem{Text: "refused", Hint: "try"}
+		}),
+			"blocked on the way to Amsterdam, NL (nl-ams)\nnetwork lock:  on\nproblem:       refused\nhint:          try\n",
+			"blocked on the way to Amsterdam, NL (nl-ams): refused\n"},
+		{with(func(s *client.Status) { s.State = client.Disconnecting }), "disconnecting from Amsterdam, NL (nl-ams)\nnetwork lock:  on\n", "disconnecting from Amsterdam, NL (nl-ams)\n"},
+	} {
+		if text, line := client.StatusText(c.status); text != c.text || line != c.line {
+			t.Errorf("got\n%s%swant\n%s%s", text, line, c.text, c.line)
+		}
+	}
+	s := base
+	s.State, s.Seconds, s.Sent = client.Connected, 72, 1_500_000
+	if text, _ := client.StatusText(s); !strings.Contains(text, "for 1 min 12 s\n") || !strings.Contains(text, "sent:          1.5 MB\n") {
+		t.Error(text)
 	}
 }
