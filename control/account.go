@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/account"
+	"lethe/fault"
 )
 
 // accountView is the JSON of an account. Passwords and the VPN credential are
@@ -57,7 +58,8 @@ func (p *program) find(ctx context.Context, c *Control, arg string) (account.Rec
 	if err != nil {
 		return account.Record{}, err
 	}
-	return c.Accounts.Find(ctx, email)
+	r, err := c.Accounts.Find(ctx, email)
+	return r, hinted(err, fault.NotFound, "`lethe-control account list` shows them")
 }
 
 // onAccount returns a command that does something to one account and then

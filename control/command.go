@@ -71,7 +71,7 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	p := &program{stdin: stdin, lines: bufio.NewReader(stdin), stdout: stdout, stderr: stderr}
 	c := p.command()
 	c.SetArgs(args)
-	err := c.ExecuteContext(ctx)
+	used, err := c.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -81,7 +81,7 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case p.started: // no cause in the text, it may hold what it should not
 		e = fault.New(fault.Internal, "an unforeseen failure")
 	default: // cobra speaks of commands and flags
-		e = fault.New(fault.Invalid, err.Error()).WithHint("lethe-control help says what there is")
+		e = misuse(used, err)
 	}
 	fmt.Fprintln(stderr, "error:", e.Text)
 	if e.Hint != "" {
@@ -101,6 +101,9 @@ func (p *program) command() *cobra.Command {
 	c.SetIn(p.stdin)
 	c.SetOut(p.stdout)
 	c.SetErr(p.stderr)
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fault.New(fault.Invalid, err.Error()).WithHint("see `" + c.CommandPath() + " --help`")
+	})
 	c.PersistentFlags().StringVar(&p.dir, "dir", DefaultDir, "data directory")
 	c.PersistentFlags().BoolVar(&p.json, "json", false, "write JSON")
 	c.AddCommand(p.initCommand(), p.serveCommand(), p.geoipCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
@@ -111,7 +114,7 @@ func (p *program) command() *cobra.Command {
 // group returns a command that only has subcommands.
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return fault.New(fault.Invalid, c.CommandPath()+" needs a subcommand").WithHint(c.CommandPath() + " --help lists them")
+		return fault.New(fault.Invalid, c.CommandPath()+" needs a subcommand").WithHint("see `" + c.CommandPath() + " --help`")
 	}}
 	c.AddCommand(sub...)
 	return c

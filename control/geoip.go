@@ -25,8 +25,9 @@ func (p *program) geoipCommand() *cobra.Command {
 				return err
 			}
 			return p.print(struct {
-				Networks int `json:"networks"`
-			}{n}, func(w io.Writer) { fmt.Fprintf(w, "%d networks\n", n) })
+				Networks int    `json:"networks"`
+				File     string `json:"file"`
+			}{n, out}, func(w io.Writer) { fmt.Fprintf(w, "%d networks in %s\n", n, out) })
 		}}
 	build.Flags().StringVar(&from, "from", "/usr/share/libloc-location/location.db", "source database")
 	build.Flags().StringVar(&extra, "extra", "", "CSV file with extra networks")

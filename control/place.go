@@ -50,7 +50,10 @@ func (p *program) locationCommand() *cobra.Command {
 				return err
 			}
 			if err := c.Store.RemoveLocation(ctx, l.ID); err != nil {
-				return hinted(err, fault.Conflict, "remove its servers first")
+				if fault.Of(err) == fault.Conflict {
+					return fault.Wrap(fault.Conflict, "the location "+l.Code+" has servers", err).WithHint("remove its servers first")
+				}
+				return err
 			}
 			return p.removed(l.Code)
 		})
@@ -75,7 +78,7 @@ func findLocation(ctx context.Context, c *Control, code string) (location.Locati
 		return l, nil
 	}
 	return location.Location{}, fault.New(fault.NotFound, "there is no location "+strconv.Quote(code)).
-		WithHint("lethe-control location list shows them")
+		WithHint("`lethe-control location list` shows them")
 }
 
 // maxFile is the largest certificate or key file in bytes.
@@ -105,6 +108,8 @@ func parseEndpoint(s string) (location.Endpoint, error) {
 	}
 	return location.Endpoint{Protocol: id, Port: uint16(n)}, nil
 }
+
+const serverList = "`lethe-control server list` shows them"
 
 // serverFlags are the flags of server add.
 type serverFlags struct {
@@ -179,7 +184,7 @@ func (p *program) serverCommand() *cobra.Command {
 	enable := func(use, short string, enabled bool) *cobra.Command {
 		return p.action(use, short, 1, func(ctx context.Context, c *Control, args []string) error {
 			if err := c.Store.EnableServer(ctx, args[0], enabled); err != nil {
-				return err
+				return hinted(err, fault.NotFound, serverList)
 			}
 			return p.print(map[string]any{"id": args[0], "enabled": enabled}, func(w io.Writer) {
 				fmt.Fprintf(w, "server %s takes customers: %s\n", args[0], yes(enabled))
@@ -188,7 +193,7 @@ func (p *program) serverCommand() *cobra.Command {
 	}
 	remove := p.action("remove ID", "Remove a server", 1, func(ctx context.Context, c *Control, args []string) error {
 		if err := c.Store.RemoveServer(ctx, args[0]); err != nil {
-			return err
+			return hinted(err, fault.NotFound, serverList)
 		}
 		return p.removed(args[0])
 	})

@@ -52,7 +52,7 @@ func (v usageView) write(w io.Writer) {
 func (c *Control) Usage(ctx context.Context, email string, from, through day.Day) ([]usage.Record, error) {
 	r, err := c.Accounts.Find(ctx, email)
 	if err != nil {
-		return nil, err
+		return nil, hinted(err, fault.NotFound, "`lethe-control account list` shows them")
 	}
 	hash := usage.Hash(c.Salt, []byte(r.Credential.Username.Reveal()))
 	return c.Store.UsageOf(ctx, hash, from, through)

@@ -125,7 +125,8 @@ func lockDirectory(path string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = d.Close()
-		return nil, fault.Wrap(fault.Conflict, "publisher: another publisher works in the bundle directory", err)
+		return nil, fault.Wrap(fault.Conflict, "publisher: another publisher works in the bundle directory", err).
+			WithHint("is `lethe-control serve` running already?")
 	}
 	return d, nil
 }
