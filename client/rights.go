@@ -76,8 +76,7 @@ func unlicensed(l account.Licence) error {
 	case l.Disabled:
 		return fault.New(fault.Expired, "the provider has ended this account's licence").WithHint("ask the provider; `lethe account` shows it")
 	}
-	return fault.New(fault.Expired, "the licence has ended, its last day was "+l.PaidUntil.String()).
-		WithHint("extend it; `lethe account` shows it")
+	return fault.New(fault.Expired, "the licence has ended").WithHint("its last day was " + l.PaidUntil.String() + "; extend it to connect")
 }
 
 // rights returns the copy of the rights, if there is one.
