@@ -5,8 +5,8 @@
 // There is one table, "inet lethe". [Closed] renders it for the time before the
 // server has its secrets: nothing passes. [Config.Rules] renders it in full. [Load]
 // swaps one for the other in one transaction (nft(8), -f), so there is no moment
-// without rules. Both forms declare the same chains and sets, and a swap replaces
-// rules only: the sets, whose elements are the live sessions, stay as they are.
+// without rules. Both forms declare the same sets, and a swap replaces rules only: the
+// sets, whose elements are the live sessions, stay as they are.
 //
 // The sets up4, down4, up6 and down6 hold the tunnel addresses of live sessions, each
 // element with a byte counter; [Counters] puts them in and takes them out over
@@ -17,13 +17,13 @@
 //
 // A packet's way, and where it ends when it may not pass:
 //
-//	prerouting_raw    spoofed sources; tunnel addresses from outside (CVE-2019-14899);
+//	prerouting_raw    spoofed sources (up_N, for tunnel N); tunnel addresses from outside (CVE-2019-14899);
 //	                  the daemons' own ports, which only the redirection may reach
 //	prerouting_nat    nowhere: public port -> one of several daemons, by hash of the source
 //	input             all but VPN ports, ICMP errors and neighbour discovery; from tunnels
 //	                  all but DNS
 //	forward           client to client; private and special ranges; mail (TCP 25)
-//	postrouting_count traffic to tunnel addresses without a session
+//	postrouting_count traffic to tunnel addresses without a session (down_N)
 //	postrouting_nat   source ports at random from a range without listeners (CVE-2021-3773)
 //	output            all but replies, the resolver's queries and the control plane
 //

@@ -29,7 +29,7 @@ var (
 	openOutput  = []string{"hook output priority filter; policy drop", "hook output priority filter; policy accept"}
 	openTunnel  = append([]string{"ct state related accept\n\t\tdrop", "ct state related accept"}, openInput...)
 	tuns        = `{ "lethe0", "lethe1" }`
-	noSpoofRule = []string{"iifname " + tuns + " drop", "", "ip saddr { 10.64.0.0/16, 10.65.0.0/16 } drop", "",
+	noSpoofRule = []string{"ip6 saddr @up6 accept\n\t\tdrop", "ip6 saddr @up6 accept", "ip saddr { 10.64.0.0/16, 10.65.0.0/16 } drop", "",
 		"ip6 saddr { fd6c:6574:6865::/112, fd6c:6574:6865:1::/112 } drop", ""}
 )
 
@@ -41,13 +41,13 @@ func holes() []hole {
 	list := []hole{
 		{"spoofed IPv4 source of nobody", noSpoofRule, spoof(0, "10.64.9.9", "203.0.113.9")},
 		{"spoofed IPv6 source of nobody", noSpoofRule, spoof(0, "fd6c:6574:6865::99", "2001:db8:9::9")},
-		{"spoofed source of another tunnel's client", []string{`iifname "lethe0" ip6 saddr fd6c:6574:6865::/112 `, `iifname "lethe0" `},
+		{"spoofed source of another tunnel's client", []string{"ip6 saddr fd6c:6574:6865::/112 ip6 saddr @up6 accept", "ip6 saddr @up6 accept"},
 			func(l *lab) bool { return spoof(0, l.clients[2].v6.String(), "2001:db8:9::9")(l) }},
-		{"client to client on one tunnel", append([]string{"iifname " + tuns + " oifname " + tuns + " " + refused, ""}, openForward...),
+		{"client to client on one tunnel", append([]string{"oifname " + tuns + " " + refused, ""}, openForward...),
 			func(l *lab) bool { return l.reach(l.clients[0].ns, "udp", "", l.clients[1].v4.String()+":9") }},
-		{"client to client on one tunnel, IPv6", append([]string{"iifname " + tuns + " oifname " + tuns + " " + refused, ""}, openForward...),
+		{"client to client on one tunnel, IPv6", append([]string{"oifname " + tuns + " " + refused, ""}, openForward...),
 			func(l *lab) bool { return l.reach(l.clients[0].ns, "tcp", "", "["+l.clients[1].v6.String()+"]:9") }},
-		{"client to client across tunnels", append([]string{"iifname " + tuns + " oifname " + tuns + " " + refused, ""}, openForward...),
+		{"client to client across tunnels", append([]string{"oifname " + tuns + " " + refused, ""}, openForward...),
 			func(l *lab) bool { return l.reach(l.clients[0].ns, "udp", "", l.clients[2].v4.String()+":9") }},
 		{"mail", []string{"tcp dport { 25, 465 } reject with tcp reset", ""}, far("tcp", "203.0.113.9:25")},
 		{"mail over IPv6", []string{"tcp dport { 25, 465 } reject with tcp reset", ""}, far("tcp", "[2001:db8:9::9]:465")},
@@ -61,7 +61,7 @@ func holes() []hole {
 		{"internet to a daemon's own TCP port, IPv6", []string{"tcp dport { 20443, 20444 } fib daddr type local drop", "", "ct status dnat tcp", "tcp"}, outside("tcp", "["+serverV6+"]:20443")},
 		{"internet to a tunnel address", append([]string{"ip daddr { 10.64.0.0/16, 10.65.0.0/16 } drop", ""}, openForward...), arrives("203.0.113.9", 4)},
 		{"internet to a tunnel address, IPv6", append([]string{"ip6 daddr { fd6c:6574:6865::/112, fd6c:6574:6865:1::/112 } drop", ""}, openForward...), arrives("2001:db8:9::9", 6)},
-		{"tunnel source from the internet", append([]string{"ip6 saddr { fd6c:6574:6865::/112, fd6c:6574:6865:1::/112 } drop", "", "iifname " + tuns + " oifname " + tuns, `iifname "up0" accept #`}, openInput...),
+		{"tunnel source from the internet", append([]string{"ip6 saddr { fd6c:6574:6865::/112, fd6c:6574:6865:1::/112 } drop", ""}, openInput...),
 			func(l *lab) bool {
 				return l.seen(l.home, func() {
 					l.raw(udpPacket(at(l.clients[0].v6, 5), netip.MustParseAddrPort("["+serverV6+"]:22"), []byte("x")))
@@ -74,7 +74,7 @@ func holes() []hole {
 		{"source port kept (port shadowing), IPv6", []string{"masquerade to :32768-60999 fully-random", "masquerade"}, func(l *lab) bool { return shadow(l, "[2001:db8:9::9]:7") }},
 		{"protocol without ports", append([]string{"meta l4proto { tcp, udp, icmp, ipv6-icmp } ct state new accept\n\t\t" + refused, ""}, openForward...), gre},
 		{"answer to no question (invalid)", append([]string{"ct state invalid drop", "", "ct state new accept\n\t\t" + refused, "accept"}, openForward...), strayEchoReply},
-		{"traffic to a tunnel address without session", append([]string{"oifname " + tuns + " drop", ""}, openOutput...), stray},
+		{"traffic to a tunnel address without session", append([]string{"ip6 daddr @down6 accept\n\t\tdrop", "ip6 daddr @down6 accept"}, openOutput...), stray},
 	}
 	for _, a := range extras {
 		if addr := netip.MustParsePrefix(a).Addr(); a != "203.0.113.9/32" && a != "2001:db8:9::9/128" {
