@@ -103,6 +103,9 @@ func TestRender(t *testing.T) {
 	if !strings.Contains(user[1], "port 21195\n") || !strings.Contains(user[1], "dev lethe1\n") || !strings.Contains(user[1], "disable-dco\n") || strings.Contains(user[0], "MLKEM") {
 		t.Error("user space configuration")
 	}
+	if !strings.Contains(user[0], "\nfast-io\n") || strings.Contains(user[3], "fast-io") || strings.Contains(kernel[0], "fast-io") {
+		t.Error("fast-io is for UDP in user space")
+	}
 	if strings.Contains(kernel[0], "disable-dco") || strings.Contains(kernel[0], "ifconfig-noexec") || !strings.Contains(kernel[0], "tls-groups X25519MLKEM768:X25519:secp384r1\n") {
 		t.Error("offload configuration")
 	}

