@@ -29,7 +29,7 @@ func ClientConfig(server location.Server, endpoint location.Endpoint, extra ...s
 	t.line("reneg-sec 0")
 	switch endpoint.Protocol {
 	case protocol.OpenVPNUDP:
-		t.line("proto udp\nexplicit-exit-notify 1")
+		t.line("proto udp\nexplicit-exit-notify 1\n%s", fastIO)
 	case protocol.OpenVPNTCP:
 		// Without it Nagle's algorithm and delayed acknowledgements cost 40 to 80 ms a connect.
 		t.line("proto tcp-client\nsocket-flags TCP_NODELAY")

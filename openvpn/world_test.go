@@ -497,7 +497,11 @@ func connectTo(tb testing.TB, p protocol.ID, port uint16, dev string, extra ...s
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return startClient(tb, dev, strings.NewReplacer("dev tun\n", "", "auth-user-pass\n", "").Replace(text))
+	text = strings.NewReplacer("dev tun\n", "", "auth-user-pass\n", "").Replace(text)
+	if strings.Contains(text, "\nlport ") {
+		text = strings.Replace(text, "nobind\n", "", 1)
+	}
+	return startClient(tb, dev, text)
 }
 
 func startClient(tb testing.TB, dev, text string) *customer {
