@@ -231,7 +231,7 @@ func TestWhole(t *testing.T) {
 			}
 		}
 		for fail, want := range map[string]string{
-			"none": "the web site sees 2001:db8:3::a, want an address of nl-ams-1", "signup": "lethe signup: exit status 3", "connect": "lethe: exit status 3",
+			"none": "the web site sees 2001:db8:3::a, want an address of nl-ams-1", "signup": "lethe signup: exit status 3", "connect": "lethe connect: exit status 3",
 		} {
 			all.Machine("customer-1").Env = []string{"FAIL=" + fail}
 			if err := lab.Tour(ctx(t), &all, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
