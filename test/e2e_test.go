@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -30,7 +31,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build builds the programs once, with counters, and runs the tests.
+// build builds the programs once and runs the tests: for tests with the race detector
+// and with counters, for benchmarks as they are released.
 func build(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("the end-to-end tests need root: they make network namespaces")
@@ -41,8 +43,11 @@ func build(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	programs = filepath.Join(dir, "bin")
-	c := exec.Command("go", "build", "-buildvcs=false", "-race", "-cover", "-covermode", "atomic", "-coverpkg", "lethe/...",
-		"-tags", "lab", "-o", programs+"/", "lethe/cmd/...")
+	args := []string{"build", "-buildvcs=false", "-tags", "lab", "-o", programs + "/"}
+	if flag.Parse(); flag.Lookup("test.bench").Value.String() == "" {
+		args = append(args, "-race", "-cover", "-covermode", "atomic", "-coverpkg", "lethe/...")
+	}
+	c := exec.Command("go", append(args, "lethe/cmd/...")...)
 	if out, err := c.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build: %w: %s", err, out)
 	}
