@@ -74,6 +74,7 @@ type Node struct {
 	vpn      *openvpn.Server
 	resolver *resolver.Server
 	sender   *usage.Sender
+	polled   chan struct{}   // a poll may have changed the sender's interval
 	rules    firewall.Config // in force; the zero Config before the first
 	seed     uint32          // spreads customers over processes in a way that they cannot foretell
 }
@@ -190,6 +191,10 @@ func (n *Node) serve(ctx context.Context) error {
 			case <-polls:
 				n.openFirewall(gctx)
 				n.sessions.Recheck()
+				select {
+				case n.polled <- struct{}{}:
+				default: // it has not looked since the last one
+				}
 			}
 		}
 	})
@@ -229,7 +234,7 @@ func (n *Node) build() (err error) {
 			{Protocol: protocol.OpenVPNTCP, Port: basePortTCP, Processes: n.cfg.Processes},
 		},
 		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey, TLSCrypt: n.secrets.TLSCrypt,
-		Node: n.policy.node(), DNS: []netip.Addr{resolverV4, resolverV6},
+		Node: n.policy.node, DNS: []netip.Addr{resolverV4, resolverV6},
 	}, n.sessions, n.log)
 	if err != nil {
 		return err
@@ -247,8 +252,9 @@ func (n *Node) build() (err error) {
 		return err
 	}
 	post, err := n.poster()
+	n.polled = make(chan struct{}, 1)
 	n.sender = &usage.Sender{
-		Outbox: n.ledger, Post: post, Log: n.log,
+		Outbox: n.ledger, Post: post, Log: n.log, Changed: n.polled,
 		Every: func() time.Duration { return time.Duration(n.policy.node().UsageSeconds) * time.Second },
 	}
 	return err

@@ -1,6 +1,7 @@
 package openvpn_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"lethe/openvpn"
 	"lethe/private"
 	"lethe/protocol"
+	"lethe/spec"
 )
 
 func TestNewRefuses(t *testing.T) {
@@ -27,7 +29,8 @@ func TestNewRefuses(t *testing.T) {
 		{"clients", func(c *openvpn.Config) { c.MaxClients = 70000 }, "70000 clients"},
 		{"no transport", func(c *openvpn.Config) { c.Transports = nil }, "no transport"},
 		{"resolver", func(c *openvpn.Config) { c.DNS = []netip.Addr{{}} }, "resolver"},
-		{"specification", func(c *openvpn.Config) { c.Node.KeepaliveSeconds = 0 }, "keepalive_seconds"},
+		{"specification", func(c *openvpn.Config) { c.Node = func() spec.Node { return spec.Node{} } }, "poll_seconds"},
+		{"no specification", func(c *openvpn.Config) { c.Node = nil }, "no specification"},
 		{"certificate", func(c *openvpn.Config) { c.Certificate = private.Of("x") }, "certificate is not in PEM"},
 		{"key", func(c *openvpn.Config) { c.Key = private.Of(c.Key.Reveal() + "</key>\nscript-security 2") }, "key is not in PEM"},
 		{"tls-crypt", func(c *openvpn.Config) { c.TLSCrypt = private.Value[string]{} }, "tls-crypt key is not in PEM"},
@@ -46,6 +49,22 @@ func TestNewRefuses(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestSpecificationIsAskedAnew shows that a process which is started again gets the
+// specification of that moment.
+func TestSpecificationIsAskedAnew(t *testing.T) {
+	cfg, node := config("/run/x"), spec.Default()
+	cfg.Node = func() spec.Node { return node }
+	for _, keepalive := range []int{10, 3} {
+		node.KeepaliveSeconds = keepalive
+		want := fmt.Sprintf("\nping %d\nping-restart %d\n", keepalive, 6*keepalive)
+		for _, got := range openvpn.Render(cfg, false, false, 1) {
+			if !strings.Contains(got, want) {
+				t.Errorf("want %q in %s", want, got[:strings.Index(got, "<ca>")])
+			}
+		}
 	}
 }
 

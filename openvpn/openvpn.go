@@ -64,7 +64,9 @@ type Config struct {
 	Key         private.Value[string] // PEM key of Certificate
 	TLSCrypt    private.Value[string] // OpenVPN static key V1
 
-	Node spec.Node
+	// Node returns the specification in force. It is asked whenever a process is started: it can
+	// change, and an agent that takes over processes does not have it yet.
+	Node func() spec.Node
 	// DNS are the resolvers that customers are told to use. Empty means the server's own tunnel
 	// addresses.
 	DNS []netip.Addr
@@ -139,13 +141,15 @@ func (c Config) validate() error {
 		return fmt.Errorf("openvpn: %d clients per process, want 1 to 65000", c.MaxClients)
 	case len(c.Transports) == 0:
 		return errors.New("openvpn: no transport")
+	case c.Node == nil:
+		return errors.New("openvpn: no specification")
 	}
 	for _, d := range c.DNS {
 		if !d.IsValid() || d.Zone() != "" {
 			return errors.New("openvpn: a resolver is not an address")
 		}
 	}
-	return errors.Join(c.Node.Validate(),
+	return errors.Join(c.Node().Validate(),
 		inlineable("certificate", c.Certificate.Reveal()), inlineable("key", c.Key.Reveal()),
 		inlineable("tls-crypt key", c.TLSCrypt.Reveal()))
 }

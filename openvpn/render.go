@@ -131,9 +131,10 @@ func (c Config) render(in Instance, f features, dir string) []byte {
 		t.line("proto tcp6-server\nsocket-flags TCP_NODELAY\npush \"socket-flags TCP_NODELAY\"")
 	}
 	t.line("port %d\nmax-clients %d\npersist-tun\npersist-key", in.Port, c.MaxClients)
-	ping, dead := c.Node.KeepaliveSeconds, 6*c.Node.KeepaliveSeconds
+	node := c.Node()
+	ping, dead := node.KeepaliveSeconds, 6*node.KeepaliveSeconds
 	t.line("ping %d\nping-restart %d\npush \"ping %d\"\npush \"ping-restart %d\"", ping, dead, ping, dead)
-	t.line("reneg-sec %d", c.Node.RenegotiateSeconds)
+	t.line("reneg-sec %d", node.RenegotiateSeconds)
 	t.line("push \"topology subnet\"\npush \"route-gateway %s\"\npush \"redirect-gateway def1 ipv6\"", gate4)
 	dns := c.DNS
 	if len(dns) == 0 {

@@ -30,20 +30,32 @@ type Sender struct {
 	// Every returns the interval, at least [lethe/spec.UsageFloor]; it is asked
 	// again after every batch because the specification can change.
 	Every func() time.Duration
-	Log   *event.Logger
+	// Changed, unless nil, says that Every may return another interval now. If it
+	// does, a new random phase begins: a sender that starts before it has been
+	// told its interval does not keep records for as long as the default says.
+	Changed <-chan struct{}
+	Log     *event.Logger
 }
 
 // Run sends until ctx ends.
 func (s *Sender) Run(ctx context.Context) {
-	timer := time.NewTimer(rand.N(s.Every()))
+	every := s.Every()
+	timer := time.NewTimer(rand.N(every))
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.Changed:
+			if now := s.Every(); now != every {
+				every = now
+				timer.Reset(rand.N(every))
+			}
+			continue
 		case <-timer.C:
 		}
-		timer.Reset(s.Every())
+		every = s.Every()
+		timer.Reset(every)
 		if err := s.Flush(ctx); err != nil && ctx.Err() == nil {
 			// The next try is at the next tick: trying sooner would gain nothing
 			// and would make the moment depend on the network.

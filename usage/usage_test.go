@@ -241,6 +241,45 @@ func TestMomentsDoNotDependOnSessions(t *testing.T) {
 	}
 }
 
+// TestMomentsFollowTheInterval lets a sender start with a long interval, as an agent
+// does before its first bundle, and tells it of a short one. Polls that
+// change nothing move nothing.
+func TestMomentsFollowTheInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		changed, began, asked := make(chan struct{}), time.Now(), 0
+		var moments []time.Duration
+		s := usage.Sender{
+			Outbox: &outbox{}, Changed: changed,
+			Every: func() time.Duration {
+				if asked++; asked == 1 {
+					return 240 * time.Hour
+				}
+				return time.Hour
+			},
+			Post: func(context.Context, []byte) error { moments = append(moments, time.Since(began)); return nil },
+		}
+		go func() {
+			for ; ctx.Err() == nil; time.Sleep(time.Minute) {
+				select {
+				case changed <- struct{}{}:
+				case <-ctx.Done():
+				}
+			}
+		}()
+		s.Run(ctx)
+		if len(moments) < 23 || moments[0] > time.Hour {
+			t.Fatalf("%d batches in a day, at %v", len(moments), moments)
+		}
+		for i := 1; i < len(moments); i++ {
+			if d := moments[i] - moments[i-1]; d != time.Hour {
+				t.Errorf("two batches are %v apart", d)
+			}
+		}
+	})
+}
+
 func FuzzBatch(f *testing.F) {
 	body, _ := usage.Batch{Records: []usage.Record{record(1)}}.Encode()
 	f.Add(body)
