@@ -52,6 +52,8 @@ func fakeMain(mode string) {
 			}
 		case "refuser": // lets a client in and says that it is not there
 			go refuse(c)
+		case "busy": // takes its time for every command about a client
+			go dawdle(c)
 		}
 	}
 }
@@ -68,6 +70,34 @@ func refuse(c net.Conn) {
 			_, _ = io.WriteString(c, "ERROR: "+f[0]+" command failed\n")
 		}
 	}
+}
+
+// dawdle lets a client in and answers late. A command that comes before the answer to the one before
+// it is reported as a renegotiation; when all three wakes have come in order, the client leaves.
+func dawdle(c net.Conn) {
+	lines := make(chan string)
+	go func() {
+		for sc := bufio.NewScanner(c); sc.Scan(); {
+			lines <- sc.Text()
+		}
+	}()
+	_, _ = <-lines, <-lines // hold release, status 3
+	_, _ = io.WriteString(c, "SUCCESS: hold release succeeded\nTITLE\tx\nEND\n>CLIENT:CONNECT,1,0\n>CLIENT:ENV,username=u\n>CLIENT:ENV,password="+password+"\n>CLIENT:ENV,END\n")
+	for _, last := range []string{"END", "client-pending-auth", "client-pending-auth", "client-pending-auth"} {
+		for l := range lines {
+			if strings.HasPrefix(l, last) {
+				break
+			}
+		}
+		select {
+		case <-lines:
+			_, _ = io.WriteString(c, ">CLIENT:REAUTH,1,1\n>CLIENT:ENV,END\n")
+			return
+		case <-time.After(400 * time.Millisecond): // longer than any wake waits
+		}
+		_, _ = io.WriteString(c, "SUCCESS: command succeeded\n")
+	}
+	_, _ = io.WriteString(c, ">CLIENT:DISCONNECT,1\n>CLIENT:ENV,END\n")
 }
 
 // fake returns a program that says it is openvpn and is not.
@@ -98,6 +128,7 @@ func TestMisbehaving(t *testing.T) {
 		{"refuser", func(s *server) bool {
 			return s.core.count("admit") == 1 && s.core.count("end") == 1 && s.core.count("renew") == 1
 		}},
+		{"busy", func(s *server) bool { return s.core.count("end") == 1 && s.core.count("renew") == 0 }},
 	} {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
