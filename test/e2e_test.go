@@ -75,13 +75,14 @@ var labs atomic.Uint32
 // newPrefix returns the prefix of the next lab of this run.
 func newPrefix() string { return fmt.Sprintf("e%d", uint32(os.Getpid()%1000)*10+labs.Add(1)) }
 
-// environment is what programs need to leave their coverage.
+// environment is what programs need to leave their coverage, and to end without
+// the second that the race detector would wait for late reports.
 func environment(t testing.TB) []string {
 	dir := os.Getenv("LETHE_COVER")
 	if dir == "" {
 		dir = t.TempDir()
 	}
-	return []string{"GOCOVERDIR=" + dir}
+	return []string{"GOCOVERDIR=" + dir, "GORACE=atexit_sleep_ms=0"}
 }
 
 // deadline returns a context for one test.
