@@ -658,7 +658,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("new: %v", err)
 			return
 		}
-		defer p.Close()
+		defer func() { p.Close() }()
 		s.publish(p)
 		client, err := bundle.NewClient(bundle.Config{Root: s.cfg.Roots[0], Seal: s.cfg.Seal, Fetch: bundle.Directory(s.cfg.Dir), Now: s.cfg.Now})
 		if err != nil {
@@ -677,6 +677,19 @@ func TestFullDisk(t *testing.T) {
 		}
 		n.poll() // the old bundle is intact
 		_ = first
+		// With no byte left a publisher starts all the same, and knows what is published.
+		filler := filepath.Join(mountPoint, "filler")
+		if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("the disk is not full: %v", err)
+		}
+		p.Close()
+		if p, err = publish.New(s.cfg); err != nil || p.Version() != before {
+			t.Errorf("a start on a full disk: %v", err)
+			return
+		}
+		if err := os.Remove(filler); err != nil {
+			t.Error(err)
+		}
 		for i := range 39000 {
 			delete(s.reg.rows, fmt.Sprint("user", i))
 			delete(s.reg.changed, fmt.Sprint("user", i))

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -117,7 +118,11 @@ func New(cfg Config) (*Publisher, error) {
 	p.lock = lock
 	for _, root := range cfg.Roots {
 		r, _ := bundle.Inspect[bundle.Root](root) // checkRoots has read it
-		if err := p.disk.put(whole(bundle.RootPath(r.Version), root)); err != nil {
+		path := bundle.RootPath(r.Version)
+		if b, err := readAll(cfg.Dir, path); err == nil && bytes.Equal(b, root) {
+			continue // nothing is written, so that a full disk does not stop a start
+		}
+		if err := p.disk.put(whole(path, root)); err != nil {
 			return nil, errors.Join(err, lock.Close())
 		}
 	}
