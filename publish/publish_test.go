@@ -683,9 +683,13 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("the disk is not full: %v", err)
 		}
 		p.Close()
-		if p, err = publish.New(s.cfg); err != nil || p.Version() != before {
+		again, err := publish.New(s.cfg)
+		if err != nil {
 			t.Errorf("a start on a full disk: %v", err)
 			return
+		}
+		if p = again; p.Version() != before {
+			t.Errorf("version %d after a start on a full disk, want %d", p.Version(), before)
 		}
 		if err := os.Remove(filler); err != nil {
 			t.Error(err)

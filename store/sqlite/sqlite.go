@@ -256,6 +256,11 @@ func damaged(cause error) error {
 		WithHint("stop lethe-control and restore the file from a backup")
 }
 
+// full is told to customers too, who cannot free space.
+func full(cause error) error {
+	return fault.Wrap(fault.Full, "the service's disk is full", cause).WithHint("nothing was changed; try again later")
+}
+
 // classify gives an error of the driver its kind. Its text stays inside: it
 // may name what a row held.
 func classify(err error) error {
@@ -280,11 +285,11 @@ func classify(err error) error {
 	case codes.SQLITE_INTERRUPT:
 		return fault.Wrap(fault.Unavailable, "the store was interrupted", err)
 	case codes.SQLITE_IOERR_SHMSIZE: // no room for the index of the log
-		return fault.Wrap(fault.Full, "the store's disk is full", err)
+		return full(err)
 	}
 	switch e.Code() & 0xff {
 	case codes.SQLITE_FULL:
-		return fault.Wrap(fault.Full, "the store's disk is full", err)
+		return full(err)
 	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB:
 		return damaged(err)
 	case codes.SQLITE_BUSY, codes.SQLITE_LOCKED:
