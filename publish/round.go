@@ -283,8 +283,10 @@ func (p *Publisher) delta(changes []Change, span authdb.Span) (*authdb.Segment, 
 	f, s, err := inMemory(func(w io.Writer) error {
 		return authdb.Build(w, authdb.Head{Span: span, HashKey: key}, slices.Collect(maps.Values(latest)))
 	})
-	_ = f.Close()
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	return s, f.Close()
 }
 
 func row(key *authdb.HashKey, c Credential) authdb.Row {
@@ -298,12 +300,12 @@ func row(key *authdb.HashKey, c Credential) authdb.Row {
 // segment does not need the file.
 func inMemory(fill func(io.Writer) error) (*os.File, *authdb.Segment, error) {
 	f, err := memfd.Sealed("authdb", fill)
-	var s *authdb.Segment
-	if err == nil {
-		s, err = authdb.Map(f)
-	}
 	if err != nil {
-		return f, nil, fault.Wrap(fault.Of(err), "publisher: a database segment cannot be made", err)
+		return nil, nil, fault.Wrap(fault.Of(err), "publisher: a database segment cannot be made", err)
+	}
+	s, err := authdb.Map(f)
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.Of(err), "publisher: a database segment cannot be made", errors.Join(err, f.Close()))
 	}
 	return f, s, nil
 }
@@ -311,10 +313,10 @@ func inMemory(fill func(io.Writer) error) (*os.File, *authdb.Segment, error) {
 // make writes a segment into memory and, sealed, into the directory.
 func (p *Publisher) make(fill func(io.Writer) error) (segment, error) {
 	f, s, err := inMemory(fill)
-	defer f.Close() // a nil file answers with an error that nobody needs
 	if err != nil {
 		return segment{}, err
 	}
+	defer f.Close()
 	file, err := p.store(bundle.SegmentName(s.Head().Span), f, true)
 	if err != nil {
 		s.Close()

@@ -203,11 +203,6 @@ func (c *customer) connect(args ...string) {
 	}
 }
 
-// fetch fetches a page of the web site and returns it.
-func (c *customer) fetch(path string) (string, error) {
-	return c.Run(deadline(c.t), "curl", "-sS", "-m", "20", lab.SiteURL+path)
-}
-
 // usageRow is a row of `lethe-control usage show --json`.
 type usageRow struct {
 	Date     string `json:"date"`

@@ -29,14 +29,12 @@ func Main(m *testing.M, open Open) {
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	if err := writer(dir, open, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, writer(dir, open, os.Stdout))
+	os.Exit(1)
 }
 
 // writer adds numbered accounts and usage batches for ever and says so after
-// each that was acknowledged.
+// each that was acknowledged. It returns only with an error.
 func writer(dir string, open Open, out io.Writer) error {
 	s, err := open(dir, false)
 	if err != nil {
