@@ -114,6 +114,9 @@ func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, lo
 	app := api.NewApp(api.AppDeps{Accounts: c.Accounts, Directory: c.Store, Limiter: c.Limiter}, log)
 	node := api.NewNode(api.NodeDeps{Directory: c.Store, Usage: c.Store, Bundles: bundles}, log)
 
+	if err := forgetful(noMetrics, cfg.App.Listen, cfg.Node.Listen); err != nil {
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, s := range []struct {
 		listen string

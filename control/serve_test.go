@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"lethe/control"
+	"lethe/fault"
 )
 
 func TestLoadServeConfig(t *testing.T) {
@@ -78,6 +79,32 @@ func TestServeRefuses(t *testing.T) {
 	}
 	if code, out := run("serve", "--config", config+".none"); code != 3 || !strings.Contains(out, "hint: doc/control.md") {
 		t.Errorf("without a configuration: %d, %s", code, out)
+	}
+}
+
+func TestForgetful(t *testing.T) {
+	setting := filepath.Join(t.TempDir(), "tcp_no_metrics_save")
+	write := func(text string) {
+		if err := os.WriteFile(setting, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	local, public := []string{"127.0.0.1:1", "[::1]:2", "localhost:3"}, []string{":443", "[::]:1", "198.51.100.1:2", "control.example:3"}
+	if err := control.Forgetful(setting, local...); err != nil {
+		t.Error("nobody but this machine can connect:", err)
+	}
+	for _, l := range public {
+		if err := control.Forgetful(setting, "127.0.0.1:1", l); fault.Of(err) != fault.Internal {
+			t.Errorf("%s, setting unknown: %v", l, err)
+		}
+	}
+	for value, kept := range map[string]bool{"1\n": false, "0\n": true, "": true} {
+		write(value)
+		for _, l := range public {
+			if err := control.Forgetful(setting, l); (err != nil) != kept || kept && fault.Of(err) != fault.Unavailable {
+				t.Errorf("%s, setting %q: %v", l, value, err)
+			}
+		}
 	}
 }
 

@@ -10,12 +10,13 @@ import (
 	"lethe/fault"
 )
 
-// Counters reads and writes the elements of the sets and the conntrack
-// table. Its calls are one or a few netlink messages, without starting a process.
-// It is safe for concurrent use.
+// Counters reads and writes the elements of the sets, and empties the conntrack and
+// neighbour tables. Its calls are one or a few netlink messages, without starting a
+// process. It is safe for concurrent use.
 type Counters struct {
-	mu   sync.Mutex
-	sock *socket
+	mu    sync.Mutex
+	sock  *socket
+	neigh neighbours
 }
 
 // OpenCounters opens the kernel's tables in the network namespace of the calling
@@ -25,11 +26,18 @@ func OpenCounters() (*Counters, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, "open the firewall's counters", err)
 	}
-	return &Counters{sock: s}, nil
+	n, err := openNeighbours()
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, "open the firewall's counters", errors.Join(err, s.close()))
+	}
+	return &Counters{sock: s, neigh: n}, nil
 }
 
 // Close closes the counters; the elements stay in the kernel.
-func (c *Counters) Close() error { return c.sock.close() }
+func (c *Counters) Close() error {
+	c.neigh.close()
+	return c.sock.close()
+}
 
 // element is one address in one set.
 type element struct {
@@ -96,9 +104,9 @@ func (c *Counters) Read(v4, v6 netip.Addr) (in, out uint64, err error) {
 }
 
 // Take stops the traffic of the tunnel addresses, makes the kernel forget their
-// connections, and returns the final counts like [Counters.Read]. No byte is lost
-// between reading and deleting: the counts come with the kernel's notice of the
-// deletion. When connections cannot be forgotten, the counts are right and the
+// connections and neighbours, and returns the final counts like [Counters.Read]. No
+// byte is lost between reading and deleting: the counts come with the kernel's notice
+// of the deletion. When something cannot be forgotten, the counts are right and the
 // error is fault.Internal.
 func (c *Counters) Take(v4, v6 netip.Addr) (in, out uint64, err error) {
 	list, err := elements(v4, v6)
@@ -115,7 +123,7 @@ func (c *Counters) Take(v4, v6 netip.Addr) (in, out uint64, err error) {
 		got, err = c.each(list, func(e element) ([]count, error) { return remove(e) })
 	}
 	in, out, err = sum("take session counters", got, err)
-	if e := c.sock.forget(v4, v6); e != nil {
+	if e := errors.Join(c.sock.forget(v4, v6), c.neigh.forget(v6)); e != nil {
 		err = fault.Wrap(fault.Internal, "forget the connections of a session", e)
 	}
 	return in, out, err

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"lethe/fault"
@@ -285,6 +286,18 @@ func TestForget(t *testing.T) {
 		})
 		return n
 	}
+	neighbours := func() (all []string) {
+		inNS(t, l.server, func() {
+			list, err := netlink.NeighList(0, unix.AF_INET6)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range list {
+				all = append(all, n.IP.String())
+			}
+		})
+		return all
+	}
 	base := tracked()
 	for i, c := range l.clients {
 		for range 5 * (i + 1) {
@@ -295,8 +308,15 @@ func TestForget(t *testing.T) {
 	if n := tracked(); n != base+60 {
 		t.Fatalf("%d connections tracked, want %d", n, base+60)
 	}
+	first := l.clients[0].v6.String()
+	if !slices.Contains(neighbours(), first) {
+		t.Errorf("the kernel has no neighbour %s, so nothing is shown here: %v", first, neighbours())
+	}
 	if _, _, err := k.Take(l.clients[0].v4, l.clients[0].v6); err != nil {
 		t.Error(err)
+	}
+	if slices.Contains(neighbours(), first) || !slices.Contains(neighbours(), l.clients[2].v6.String()) {
+		t.Errorf("neighbours after the end of %s: %v", first, neighbours())
 	}
 	if n := tracked(); n != base+50 {
 		t.Errorf("%d connections tracked after the first client's end, want %d", n, base+50)

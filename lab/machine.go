@@ -32,8 +32,8 @@ type Machine struct {
 	Env       []string // of every command, beside PATH, HOME and the like
 	Addresses []Dual   // of its uplink, the main one first; none on the router
 
-	segment segment
-	forward bool
+	segment  segment
+	settings []string // of the kernel, below /proc/sys/net, as "path=value"
 }
 
 func find(all []*Machine, name string) *Machine {

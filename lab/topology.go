@@ -98,10 +98,15 @@ var controlAddr = dual("198.51.100.100", "2001:db8:2::100")
 
 // plan returns the machines of a lab, the router first.
 func (o *Options) plan() []*Machine {
-	all := []*Machine{{Name: "inet", forward: true}, {Name: "control", Addresses: []Dual{controlAddr}, segment: services}}
+	// A server's image forwards before its first interface is up.
+	router := []string{"ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1"}
+	all := []*Machine{
+		{Name: "inet", settings: router},
+		{Name: "control", Addresses: []Dual{controlAddr}, segment: services, settings: []string{"ipv4/tcp_no_metrics_save=1"}},
+	}
 	for i, p := range o.Locations {
 		entry, exit := serverAddr(i)
-		all = append(all, &Machine{Name: p.server(), Addresses: []Dual{entry, exit}, segment: services, forward: true})
+		all = append(all, &Machine{Name: p.server(), Addresses: []Dual{entry, exit}, segment: services, settings: router})
 	}
 	for i := range o.Customers {
 		all = append(all, &Machine{Name: customerName(i), Addresses: []Dual{customerAddr(i)}, segment: customers})
@@ -141,7 +146,7 @@ func link(ctx context.Context, all []*Machine) error {
 		if err == nil && m != inet {
 			err = ip(ctx, m.batch(), "-n", m.Namespace, "-batch", "-")
 		}
-		if err == nil && m.forward {
+		if err == nil {
 			err = m.sysctl()
 		}
 	}
@@ -164,12 +169,14 @@ func (m *Machine) batch() string {
 	return b.String()
 }
 
-// sysctl turns forwarding on where packets pass through. A server's image does
-// so before its first interface is up.
+// sysctl makes the settings of m's kernel.
 func (m *Machine) sysctl() error {
-	return m.Inside(func() error {
-		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
-			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0))
+	return m.Inside(func() (err error) {
+		for _, s := range m.settings {
+			name, value, _ := strings.Cut(s, "=")
+			err = errors.Join(err, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
+		}
+		return err
 	})
 }
 
