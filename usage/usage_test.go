@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -260,15 +261,17 @@ func TestMomentsFollowTheInterval(t *testing.T) {
 			},
 			Post: func(context.Context, []byte) error { moments = append(moments, time.Since(began)); return nil },
 		}
-		go func() {
+		var polls sync.WaitGroup
+		polls.Go(func() {
 			for ; ctx.Err() == nil; time.Sleep(time.Minute) {
 				select {
 				case changed <- struct{}{}:
 				case <-ctx.Done():
 				}
 			}
-		}()
+		})
 		s.Run(ctx)
+		polls.Wait()
 		if len(moments) < 23 || moments[0] > time.Hour {
 			t.Fatalf("%d batches in a day, at %v", len(moments), moments)
 		}
