@@ -35,11 +35,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Wipe is in the environment of every child: glibc overwrites memory as it is freed
+// (glibc manual, "Memory Allocation Tunables"), so that what a daemon knew of a
+// customer does not outlive the session in its heap.
+const Wipe = "GLIBC_TUNABLES=glibc.malloc.perturb=90"
+
 // Spec says how to start a child.
 type Spec struct {
 	Path string    // program, absolute
 	Args []string  // arguments without the program's name; visible to everybody on the machine
-	Env  []string  // the whole environment, "KEY=value"; empty means none
+	Env  []string  // the environment, "KEY=value"; nothing but [Wipe] is added
 	Dir  string    // working directory; empty is "/"
 	UID  uint32    // user the child runs as
 	GID  uint32    // its only group
@@ -118,7 +123,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	defer w.Close()
 	fd := -1
 	cmd := &exec.Cmd{
-		Path: s.Path, Args: append([]string{s.Path}, s.Args...), Env: append([]string{}, s.Env...),
+		Path: s.Path, Args: append([]string{s.Path}, s.Args...), Env: append([]string{Wipe}, s.Env...),
 		Dir: s.Dir, Stdin: in, Stdout: w, Stderr: w, ExtraFiles: s.Files,
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid: true, PidFD: &fd, AmbientCaps: s.Caps,

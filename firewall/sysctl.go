@@ -26,6 +26,11 @@ var settings = []struct{ name, value string }{
 	// waited for (OpenVPN pings every ten seconds).
 	{"netfilter/nf_conntrack_udp_timeout", "30"},
 	{"netfilter/nf_conntrack_udp_timeout_stream", "60"},
+	// Nor after the end of a TCP connection, which the kernel tries to tell a vanished
+	// peer for some seconds, not minutes.
+	{"netfilter/nf_conntrack_tcp_timeout_fin_wait", "60"},
+	{"netfilter/nf_conntrack_tcp_timeout_time_wait", "30"},
+	{"ipv4/tcp_orphan_retries", "3"},
 	// Nobody outside tells it where to send, and it writes no addresses to the log.
 	{"ipv4/conf/all/rp_filter", "1"},
 	{"ipv4/conf/default/rp_filter", "1"},

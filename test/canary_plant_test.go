@@ -21,7 +21,7 @@ import (
 func (h *hunt) stockServer(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	ca, err := lab.NewAuthority("stock")
+	ca, err := lab.NewAuthority("stock CA")
 	if err != nil {
 		t.Fatal(err)
 	}
