@@ -90,6 +90,9 @@ func (h *hunt) operate(stdin string, args ...string) string {
 	return string(out)
 }
 
+// settle waits until the servers have the last change.
+func (h *hunt) settle(t *testing.T) { (&trial{Lab: h.l, t: t, ctx: deadline(t)}).settle() }
+
 func (h *hunt) userHash(username string) record.UserHash {
 	return record.Hash(private.Of([32]byte(h.keys.Salt)), []byte(username))
 }
