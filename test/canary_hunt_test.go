@@ -43,7 +43,7 @@ type hunt struct {
 	wire    *wire
 	began   time.Time // files that are older hold no mark
 	ended   time.Time // the last session
-	logged  int       // lines of the kernel's log before the test
+	logged  uint64    // last line of the kernel's log before the test
 
 	mu     sync.Mutex
 	tunnel []canary.Mark
@@ -65,7 +65,7 @@ func newHunt(t *testing.T) *hunt {
 		// there is.
 		o.Spec = `{"poll_seconds": 1, "usage_seconds": 2, "keepalive_seconds": 1, "renegotiate_seconds": 60}`
 	})
-	h.logged = len(kernelLog(t))
+	_, h.logged = kernelLog(t, 0)
 	out := h.operate("", "keys", "node", "--json")
 	if err := json.Unmarshal([]byte(out), &h.keys); err != nil || len(h.keys.Salt) != 32 || len(h.keys.Seal) != 32 {
 		t.Fatal("the keys of servers are not what was agreed")

@@ -50,12 +50,13 @@ func (h *hunt) kernel(t *testing.T) (hits []canary.Hit) {
 			hits = append(hits, h.lookAt("kernel:"+m.Name+"/"+name, []byte(out))...)
 		}
 	}
-	log := kernelLog(t)
-	return append(hits, h.lookAt("kernel:log", []byte(strings.Join(log[min(h.logged, len(log)):], "\n")))...)
+	log, _ := kernelLog(t, h.logged+1)
+	return append(hits, h.lookAt("kernel:log", []byte(strings.Join(log, "\n")))...)
 }
 
-// kernelLog returns the lines of the kernel's log (Documentation/ABI/testing/dev-kmsg).
-func kernelLog(t testing.TB) (lines []string) {
+// kernelLog returns the lines of the kernel's log from a sequence number on, and the
+// last one's (Documentation/ABI/testing/dev-kmsg).
+func kernelLog(t testing.TB, from uint64) (lines []string, last uint64) {
 	t.Helper()
 	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -66,10 +67,16 @@ func kernelLog(t testing.TB) (lines []string) {
 		n, err := unix.Read(fd, b)
 		switch err {
 		case nil:
-			lines = append(lines, string(b[:n]))
+			f := strings.SplitN(string(b[:n]), ",", 3)
+			if last, err = strconv.ParseUint(f[1], 10, 64); err != nil {
+				t.Fatal("the kernel's log: ", err)
+			}
+			if last >= from {
+				lines = append(lines, string(b[:n]))
+			}
 		case unix.EPIPE, unix.EINTR: // overwritten meanwhile
 		default:
-			return lines
+			return lines, last
 		}
 	}
 }
