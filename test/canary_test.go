@@ -1,5 +1,3 @@
-//go:build pending
-
 package test
 
 import (
@@ -280,8 +278,8 @@ func (h *hunt) report(t *testing.T, hits []canary.Hit) {
 	frames, bytes, drops := h.wire.stats()
 	t.Logf("%d forms of %d marks; %d surfaces, %d MB in the last search; %.3f chance hits expected in as much random data, %d weak hits found",
 		h.set.Forms(), h.marks, len(h.surfaces), h.bytes>>20, h.set.Chance(h.bytes), weak)
-	t.Logf("argv and environ: %d rounds in %.0f s (%.0f a second), %d different ones; packets: %d of %d MB, %d dropped",
-		samples, seconds, float64(samples)/seconds, processes, frames, bytes>>20, drops)
+	t.Logf("argv and environ: %d rounds in %.0f s (%.0f a second), %d different ones; packets: %d of %d MB (%s), %d dropped",
+		samples, seconds, float64(samples)/seconds, processes, frames, bytes>>20, h.wire.classes(), drops)
 	if drops > 0 {
 		t.Errorf("%d packets were not captured", drops)
 	}

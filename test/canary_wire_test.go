@@ -1,5 +1,3 @@
-//go:build pending
-
 package test
 
 import (
@@ -8,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -197,13 +196,14 @@ func (w *wire) stats() (frames int, bytes int64, drops uint32) {
 	return w.count, w.bytes, drops
 }
 
-// classes describes what was captured.
+// classes returns what was captured, by kind.
 func (w *wire) classes() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := ""
+	var all []string
 	for class, frames := range w.frames {
-		s += fmt.Sprintf("%s %d, ", class, len(frames))
+		all = append(all, fmt.Sprintf("%s %d", class, len(frames)))
 	}
-	return s
+	slices.Sort(all)
+	return strings.Join(all, ", ")
 }
