@@ -362,20 +362,21 @@ func (r *rig) program(args ...string) *exec.Cmd {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	script := `mount --bind "$RESOLV" /etc/resolv.conf; if [ -n "$TUN" ]; then mount --bind "$TUN" /dev/net/tun
-exec setpriv --no-new-privs --bounding-set=` + unitCaps + ` "$@"; fi; exec "$@"`
-	cmd := exec.Command("ip", append([]string{"netns", "exec", r.client, "sh", "-c", script, "sh", self}, args...)...)
-	cmd.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=0", "RESOLV="+r.resolv, "RUNTIME_DIRECTORY="+r.dir+"/run", "STATE_DIRECTORY="+r.dir+"/state")
+	script := `mount --bind "$RESOLV" /etc/resolv.conf; mount --bind "$TUN" /dev/net/tun; exec "$@"`
+	mode := uint32(0o600)
 	if r.openTun {
-		node := filepath.Join(r.dir, "tun")
-		if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil && !errors.Is(err, os.ErrExist) {
-			r.t.Fatal(err)
-		}
-		if err := os.Chmod(node, 0o666); err != nil {
-			r.t.Fatal(err)
-		}
-		cmd.Env = append(cmd.Env, "TUN="+node)
+		script = strings.Replace(script, "exec", "exec setpriv --no-new-privs --bounding-set="+unitCaps, 1)
+		mode = 0o666
 	}
+	node := filepath.Join(r.dir, fmt.Sprintf("tun-%o", mode))
+	if err := unix.Mknod(node, unix.S_IFCHR|mode, int(unix.Mkdev(10, 200))); err != nil && !errors.Is(err, os.ErrExist) {
+		r.t.Fatal(err)
+	}
+	if err := os.Chmod(node, os.FileMode(mode)); err != nil {
+		r.t.Fatal(err)
+	}
+	cmd := exec.Command("ip", append([]string{"netns", "exec", r.client, "sh", "-c", script, "sh", self}, args...)...)
+	cmd.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=0", "RESOLV="+r.resolv, "RUNTIME_DIRECTORY="+r.dir+"/run", "STATE_DIRECTORY="+r.dir+"/state", "TUN="+node)
 	return cmd
 }
 

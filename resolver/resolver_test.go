@@ -417,7 +417,8 @@ func TestNothingOnTheWay(t *testing.T) {
 				t.Errorf("%s contains %q", f, mark)
 			}
 		}
-		if f == "environ" && len(b) > 0 {
+		// glibc cuts its setting into pieces as it reads it.
+		if f == "environ" && strings.TrimSuffix(strings.ReplaceAll(string(b), "\x00", ":"), ":") != daemon.Wipe {
 			t.Errorf("the environment is %q", b)
 		}
 	}
