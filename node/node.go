@@ -265,7 +265,7 @@ func (n *Node) build() (err error) {
 func (n *Node) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
 	defer cancel()
-	err := errors.Join(notify.Stopping(), n.sender.Flush(ctx), firewall.Load(ctx, firewall.Closed()))
+	err := errors.Join(notify.Stopping(), n.sender.Drain(ctx), firewall.Load(ctx, firewall.Closed()))
 	n.log.Log(event.Stopped{Part: event.Node})
 	if err != nil {
 		return fault.Wrap(fault.Of(err), "the server did not stop in order", err)

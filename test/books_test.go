@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -325,16 +326,33 @@ func (g *guest) meter() amount {
 // address returns the IPv4 address in the tunnel.
 func (g *guest) address() netip.Addr {
 	g.t.Helper()
-	var links []struct {
-		Addresses []struct {
-			Local netip.Addr `json:"local"`
-		} `json:"addr_info"`
+	a, ok := g.placed()
+	if !ok {
+		g.t.Fatalf("%s has no tunnel", g.Name)
 	}
-	if err := json.Unmarshal([]byte(g.link("-4", "addr")), &links); err != nil || len(links) != 1 || len(links[0].Addresses) == 0 {
-		g.t.Fatalf("ip addr: %v", err)
-	}
-	return links[0].Addresses[0].Local
+	return a
 }
+
+// placed returns the IPv4 address in the tunnel, if there is one at the moment.
+func (g *guest) placed() (a netip.Addr, ok bool) {
+	g.t.Helper()
+	err := g.Inside(func() error {
+		all, err := net.InterfaceAddrs()
+		for _, i := range all {
+			if p, err := netip.ParsePrefix(i.String()); err == nil && tunnels4.Contains(p.Addr()) {
+				a, ok = p.Addr(), true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return a, ok
+}
+
+// tunnels4 holds all tunnel addresses of IPv4.
+var tunnels4 = netip.MustParsePrefix("10.64.0.0/10")
 
 // leave disconnects and books the session, and its forerunners if they are not
 // booked yet.

@@ -146,7 +146,7 @@ func (g *marked) learn() {
 	err := g.Inside(func() error {
 		all, err := net.InterfaceAddrs()
 		for _, a := range all {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && (netip.MustParsePrefix("10.64.0.0/10").Contains(p.Addr()) ||
+			if p, err := netip.ParsePrefix(a.String()); err == nil && (tunnels4.Contains(p.Addr()) ||
 				netip.MustParsePrefix("fd6c:6574:6865::/48").Contains(p.Addr())) {
 				addrs = append(addrs, p.Addr())
 			}

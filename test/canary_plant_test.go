@@ -122,7 +122,7 @@ func (h *hunt) plant(t *testing.T) map[string]string {
 	must(server, "nft", fmt.Sprintf("table inet plant { set s { type ipv4_addr; elements = { %s }; }; }", g.v4))
 	must(server, "ip", "route", "add", g.dest4.String()+"/32", "dev", "lo")
 	must(server, "ip", "neigh", "add", g.v6.String(), "dev", "eth0", "lladdr", "02:00:00:00:00:01")
-	write("/dev/kmsg", []byte("<7>lethe test: "+g.unknown))
+	write("/dev/kmsg", []byte("<7>lethe test: "+g.unknown+"\n"))
 	c, err := control.Dial(deadline(t), "udp", netip.AddrPortFrom(server.Addresses[0].V4, 9).String())
 	if err != nil {
 		t.Fatal(err)

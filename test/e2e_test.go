@@ -163,6 +163,23 @@ func newCustomer(t testing.TB, l *lab.Lab, i int) *customer {
 	return c
 }
 
+// gentle gives TCP on the customers' machines and in the internet a small window, so
+// that a burst never overflows the buffers of a busy machine: what is lost in the
+// tunnel and sent again, the server counts again.
+func gentle(t testing.TB, l *lab.Lab, customers int) {
+	t.Helper()
+	machines := []*lab.Machine{l.Internet()}
+	for i := range customers {
+		machines = append(machines, l.Customer(i))
+	}
+	for _, m := range machines {
+		err := m.Inside(func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_rmem", []byte("4096 65536 65536"), 0) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // lethe runs the app and returns its standard output, what it said beside
 // it, and the exit code.
 func (c *customer) lethe(stdin string, args ...string) (out, said string, code int) {

@@ -47,6 +47,7 @@ func TestEnds(t *testing.T) {
 		// A peer is dead after six seconds.
 		o.Spec = `{"poll_seconds": 1, "usage_seconds": 2, "keepalive_seconds": 1}`
 	})
+	gentle(t, l, 6)
 	e := &ends{t: t, l: l, b: openBooks(t, l), guests: make([]*guest, 6)}
 	var sign []func()
 	for i := range e.guests {
@@ -556,7 +557,8 @@ func (e *ends) openVPN() {
 		forgets(e.t, server, addresses[i], 5*time.Second)
 		until(e.t, time.Minute, func() string { return g.Name + " is not connected again" }, func() bool {
 			p := processes(e.t, g.Machine, "openvpn")
-			return len(p) == 1 && g.state() == "connected" && knows(e.t, server, g.address())
+			at, ok := g.placed()
+			return ok && len(p) == 1 && g.state() == "connected" && knows(e.t, server, at)
 		})
 		g.leave(e.b, 2, moved[i].plus(g.move(4, 3)))
 	}

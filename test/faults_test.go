@@ -60,6 +60,7 @@ type trial struct {
 func newTrial(t *testing.T) *trial {
 	l := newLab(t, func(o *lab.Options) { o.Customers = people })
 	w := &trial{l, t, deadline(t), map[string]string{}, new(atomic.Uint32)}
+	gentle(t, l, people)
 	for i := range mallory {
 		newCustomer(t, l, i)
 	}

@@ -64,8 +64,27 @@ func (s *Sender) Run(ctx context.Context) {
 	}
 }
 
-// Flush sends one batch, and more while more than fits into one is waiting. A
-// server calls it once more when it stops, after its sessions have ended.
+// Drain flushes until everything has been accepted or ctx ends. A server calls it
+// when it stops, after its sessions have ended: what is not delivered then is
+// gone with the server's memory.
+func (s *Sender) Drain(ctx context.Context) error {
+	for {
+		err := s.Flush(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(drainPause):
+		}
+	}
+}
+
+// drainPause is the time between two attempts of [Sender.Drain].
+const drainPause = 250 * time.Millisecond
+
+// Flush sends one batch, and more while more than fits into one is waiting.
 func (s *Sender) Flush(ctx context.Context) error {
 	for {
 		b := s.Outbox.Freeze()

@@ -182,6 +182,29 @@ func TestFlushKeepsWhatFailed(t *testing.T) {
 	}
 }
 
+// TestDrain shows that a server that stops tries again, and not for ever.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boom, calls := errors.New("boom"), 0
+		o := &outbox{queue: []usage.Record{record(1)}}
+		s := usage.Sender{Outbox: o, Post: func(context.Context, []byte) error {
+			if calls++; calls < 4 {
+				return boom
+			}
+			return nil
+		}}
+		if err := s.Drain(t.Context()); err != nil || o.Pending() != 0 || calls != 4 {
+			t.Errorf("%v after %d calls, %d records wait", err, calls, o.Pending())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		o.queue, calls = []usage.Record{record(2)}, -1<<20
+		if err := s.Drain(ctx); !errors.Is(err, boom) || o.Pending() != 1 {
+			t.Errorf("%v, %d records wait", err, o.Pending())
+		}
+	})
+}
+
 // TestFlushDropsWhatIsRefusedForGood shows that one impossible batch does not
 // keep back the next.
 func TestFlushDropsWhatIsRefusedForGood(t *testing.T) {
