@@ -58,11 +58,8 @@ func exitCode(err error) int {
 	if errors.As(err, &c) {
 		return c.code
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return ExitOK
-	case errors.Is(err, context.DeadlineExceeded):
-		return ExitTimeout
 	}
 	switch fault.Of(err) {
 	case fault.Invalid, fault.NotFound:

@@ -33,6 +33,7 @@ package firewall
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -173,15 +174,45 @@ func Remove(ctx context.Context) error {
 	return nft(ctx, "remove firewall", "add table inet lethe\ndelete table inet lethe\n")
 }
 
+// Serving reports whether the full rules of [Config.Rules] are loaded, under which
+// customers may be connected; not so those of [Closed] and [Config.Waiting], and
+// not so without any.
+func Serving(ctx context.Context) (bool, error) {
+	const what = "list the firewall's rules"
+	out, err := runNFT(ctx, what, "", "-j", "-t", "list", "ruleset", "inet")
+	if err != nil {
+		return false, err
+	}
+	var listed struct {
+		Objects []struct {
+			Rule *struct{ Table, Chain string }
+		} `json:"nftables"`
+	}
+	if err := json.Unmarshal(out, &listed); err != nil {
+		return false, fault.Wrap(fault.Internal, what, err)
+	}
+	for _, o := range listed.Objects {
+		if o.Rule != nil && o.Rule.Table == "lethe" && o.Rule.Chain == "from_tunnel" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func nft(ctx context.Context, what, text string) error {
-	cmd := exec.CommandContext(ctx, "/usr/sbin/nft", "-f", "-")
+	_, err := runNFT(ctx, what, text, "-f", "-")
+	return err
+}
+
+func runNFT(ctx context.Context, what, stdin string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "/usr/sbin/nft", args...)
 	cmd.Env = []string{"LC_ALL=C"}
-	cmd.Stdin = strings.NewReader(text)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		// What nft says quotes the rules; it is for code, not for logs.
-		return fault.Wrap(fault.Internal, what, fmt.Errorf("%w: %s", err, out.Bytes()))
+		return nil, fault.Wrap(fault.Internal, what, fmt.Errorf("%w: %s%s", err, out.Bytes(), said.Bytes()))
 	}
-	return nil
+	return out.Bytes(), nil
 }

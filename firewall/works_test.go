@@ -109,6 +109,37 @@ func TestDistribution(t *testing.T) {
 	}
 }
 
+// TestServing tells rules under which customers are connected from all others.
+func TestServing(t *testing.T) {
+	l := newLab(t)
+	serving := func(want bool, when string) {
+		t.Helper()
+		inNS(t, l.server, func() {
+			if got, err := firewall.Serving(t.Context()); err != nil || got != want {
+				t.Errorf("%s: %t, %v", when, got, err)
+			}
+		})
+	}
+	serving(false, "without rules")
+	l.load(firewall.Closed())
+	serving(false, "closed")
+	waiting, err := l.config.Waiting()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.load(waiting)
+	serving(false, "waiting")
+	l.full(nil)
+	serving(true, "open")
+	l.load(firewall.Closed())
+	serving(false, "closed again")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := firewall.Serving(ctx); err == nil {
+		t.Error("nothing was asked and it answers")
+	}
+}
+
 // TestClosed shows that nothing passes before the full rules are loaded, and that
 // going back does not lose a live session.
 func TestClosed(t *testing.T) {

@@ -66,7 +66,7 @@ type Node struct {
 	dir      string // runtime directory
 	log      *event.Logger
 	secrets  *secret.Node
-	fresh    bool // this is the first instance since the boot
+	open     bool // an earlier instance has left the firewall open: customers may be connected
 	policy   *policy
 	ledger   *ledger.Ledger
 	counters counters
@@ -86,8 +86,8 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	n := &Node{cfg: cfg, dir: dir, log: log, fresh: kept[keptLedger] == nil, seed: rand.Uint32()}
-	if err := n.prepare(ctx); err != nil {
+	n := &Node{cfg: cfg, dir: dir, log: log, seed: rand.Uint32()}
+	if err := n.prepare(ctx, kept[keptLedger] == nil); err != nil {
 		return err
 	}
 	if err := n.activate(ctx, kept[keptSecrets]); err != nil {
@@ -101,10 +101,16 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	return n.serve(ctx)
 }
 
-// prepare brings the machine into the state in which nothing passes. A later
-// instance leaves the rules alone: customers are connected.
-func (n *Node) prepare(ctx context.Context) error {
-	if n.fresh {
+// prepare brings the machine into the state in which nothing passes. After an
+// agent that was killed it leaves the rules alone: customers are connected. After one
+// that was stopped, nothing passes already, not even to the control plane.
+func (n *Node) prepare(ctx context.Context, first bool) (err error) {
+	if !first {
+		if n.open, err = firewall.Serving(ctx); err != nil {
+			return err
+		}
+	}
+	if !n.open {
 		if err := firewall.Load(ctx, firewall.Closed()); err != nil {
 			return fmt.Errorf("close the firewall: %w", err)
 		}
@@ -165,7 +171,7 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	if n.fresh {
+	if !n.open {
 		if err := n.reachControl(ctx); err != nil {
 			return err
 		}
@@ -173,7 +179,7 @@ func (n *Node) serve(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	polls := make(chan bool)
 	g.Go(func() error { n.policy.follow(gctx, client, n.log, polls); return nil })
-	if n.fresh && !n.firstBundle(gctx, polls) {
+	if !n.open && !n.firstBundle(gctx, polls) {
 		return g.Wait()
 	}
 	if err := n.build(); err != nil {
@@ -202,10 +208,10 @@ func (n *Node) serve(ctx context.Context) error {
 	return errors.Join(g.Wait(), n.stop())
 }
 
-// firstBundle waits for the first bundle of this boot: before it nobody could
-// be let in, and OpenVPN should start with the specification that it holds. It
-// reports whether there is one. A later instance does not wait, because live
-// tunnels need it.
+// firstBundle waits for the first bundle: before it nobody could be let in, and
+// OpenVPN should start with the specification that it holds. It reports whether
+// there is one. An instance that found the firewall open does not wait, because
+// live tunnels need it.
 func (n *Node) firstBundle(ctx context.Context, polls <-chan bool) bool {
 	for {
 		select {
@@ -263,9 +269,13 @@ func (n *Node) build() (err error) {
 // stop is the end of a server that was told to stop: its sessions have ended,
 // their records are delivered, and the firewall closes.
 func (n *Node) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	flush, cancel := context.WithTimeout(context.Background(), lastFlush)
 	defer cancel()
-	err := errors.Join(notify.Stopping(), n.sender.Drain(ctx), firewall.Load(ctx, firewall.Closed()))
+	err := errors.Join(notify.Stopping(), n.sender.Drain(flush))
+	// It closes whatever became of the records, and whatever that took.
+	shut, cancel := context.WithTimeout(context.Background(), lastFlush)
+	defer cancel()
+	err = errors.Join(err, firewall.Load(shut, firewall.Closed()))
 	n.log.Log(event.Stopped{Part: event.Node})
 	if err != nil {
 		return fault.Wrap(fault.Of(err), "the server did not stop in order", err)

@@ -277,6 +277,13 @@ func (w *trial) shutdown() {
 		}
 		w.t.Logf("%s: stopped and started in %v", u, took.Round(time.Millisecond))
 	}
+	// After an orderly restart customers get in as before.
+	username, secret := w.credential(w.person(carol).email)
+	for profile := range w.profiles {
+		w.until(20*time.Second, profile+": nobody gets in after the restart", func() bool {
+			return w.login(w.profiles[profile], username, secret, 20*time.Second).outcome == gotIn
+		})
+	}
 	// The control: killed, it is not in order.
 	w.check(w.Kill("lethe-control", syscall.SIGKILL))
 	w.until(soon, "the exit code of a killed process", func() bool {
