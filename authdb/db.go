@@ -199,10 +199,30 @@ func (db *DB) check(username, password []byte, today day.Day) Result {
 	if differ != 0 {
 		return Unknown
 	}
-	if row, _ := h.row(key); !row.Active(today) {
+	return h.result(key, today)
+}
+
+// result answers a login with the right password.
+func (h hit) result(key RowKey, today day.Day) Result {
+	if row, ok := h.row(key); !ok || !row.Active(today) {
 		return Ended
 	}
 	return OK
+}
+
+// prove answers a login by proof for a caller that has acquired db.
+func (db *DB) prove(username []byte, proof func(*Secret) bool, today day.Day) Result {
+	key := db.segments[0].head.HashKey.Key(username)
+	h := db.find(&key)
+	var secret Secret
+	binary.LittleEndian.PutUint64(secret[:], h.secret[0])
+	binary.LittleEndian.PutUint64(secret[8:], h.secret[1])
+	proved := proof(&secret)
+	clear(secret[:])
+	if h.mask == 0 || !proved {
+		return Unknown
+	}
+	return h.result(key, today)
 }
 
 // Live holds the database in use and lets it be exchanged under load. The zero
@@ -260,4 +280,18 @@ func (l *Live) Check(username, password []byte, today day.Day) Result {
 	}
 	defer db.release()
 	return db.check(username, password, today)
+}
+
+// Prove answers a login of a client that does not show its password but proves
+// to know it (MS-CHAPv2). It calls proof once, with the secret of the user or, for
+// a name that does not exist, with a secret of nobody's, so that the work is the
+// same; whatever proof says of that one, the result is Unknown. Without a database
+// it does not call proof. The secret is wiped after the call.
+func (l *Live) Prove(username []byte, proof func(*Secret) bool, today day.Day) Result {
+	db := l.acquire()
+	if db == nil {
+		return Unavailable
+	}
+	defer db.release()
+	return db.prove(username, proof, today)
 }

@@ -70,6 +70,15 @@ func TestCheck(t *testing.T) {
 			if got := live.Check(c.user, c.password, today); got != c.want {
 				t.Errorf("live: got %v, want %v", got, c.want)
 			}
+			calls := 0
+			knows := func(s *authdb.Secret) bool { calls++; return *s == authdb.NTHash(c.password) }
+			if got := live.Prove(c.user, knows, today); got != c.want || calls != 1 {
+				t.Errorf("by proof: got %v after %d calls, want %v after one", got, calls, c.want)
+			}
+			// A proof that holds for every hash lets in whom it is for, and nobody who does not exist.
+			if got := live.Prove(c.user, func(*authdb.Secret) bool { return true }, today); !c.found && got != authdb.Unknown {
+				t.Errorf("by a proof of everything: got %v", got)
+			}
 			row, found := db.Find(c.user)
 			if liveRow, r := live.Find(c.user); found != c.found || liveRow != row || (r == authdb.OK) != found {
 				t.Errorf("found %v (live %v), want %v", found, r, c.found)
@@ -80,6 +89,10 @@ func TestCheck(t *testing.T) {
 		})
 	}
 	live.Swap(nil)
+	unasked := func(*authdb.Secret) bool { t.Error("a proof was asked for without a database"); return true }
+	if got := live.Prove(name(0), unasked, today); got != authdb.Unavailable {
+		t.Errorf("by proof, without a database: got %v", got)
+	}
 	if got := live.Check(name(0), password(0), today); got != authdb.Unavailable {
 		t.Errorf("after the database was taken away: got %v", got)
 	}

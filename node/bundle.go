@@ -19,6 +19,7 @@ import (
 	"lethe/geoip"
 	"lethe/location"
 	"lethe/private"
+	"lethe/session"
 	"lethe/spec"
 )
 
@@ -37,8 +38,12 @@ type policy struct {
 }
 
 // check decides about a login; see session.Config.
-func (p *policy) check(username, password private.Value[string]) error {
-	return p.users.Check([]byte(username.Reveal()), []byte(password.Reveal()), day.Today()).Err()
+func (p *policy) check(l session.Login) error {
+	username := []byte(l.Username.Reveal())
+	if l.Proof != nil {
+		return p.users.Prove(username, func(s *authdb.Secret) bool { return l.Proof((*[16]byte)(s)) }, day.Today()).Err()
+	}
+	return p.users.Check(username, []byte(l.Password.Reveal()), day.Today()).Err()
 }
 
 // allowed decides whether somebody who was let in may stay. While there is no

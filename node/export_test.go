@@ -7,6 +7,7 @@ import (
 	"lethe/bundle"
 	"lethe/event"
 	"lethe/private"
+	"lethe/session"
 )
 
 // Policy opens what a server decides by to its tests.
@@ -22,7 +23,12 @@ func (p Policy) Follow(ctx context.Context, c *bundle.Client, log *event.Logger,
 
 // Check decides about a login.
 func (p Policy) Check(user, password string) error {
-	return p.p.check(private.Of(user), private.Of(password))
+	return p.p.check(session.Login{Username: private.Of(user), Password: private.Of(password)})
+}
+
+// Prove decides about a login by proof.
+func (p Policy) Prove(user string, proof func(ntHash *[16]byte) bool) error {
+	return p.p.check(session.Login{Username: private.Of(user), Proof: proof})
 }
 
 // Allowed decides whether somebody who was let in may stay.

@@ -159,6 +159,11 @@ func TestPolicy(t *testing.T) {
 		says := func(when string, user, password string, want fault.Kind, stays bool) {
 			t.Helper()
 			err := p.Check(user, password)
+			// A client that shows no password gets the same answer.
+			proved := p.Prove(user, func(hash *[16]byte) bool { return authdb.Secret(*hash) == authdb.NTHash([]byte(password)) })
+			if (err == nil) != (proved == nil) || fault.Of(err) != fault.Of(proved) {
+				t.Errorf("%s: %s: %v by password, %v by proof", when, user, err, proved)
+			}
 			if (err != nil) != (want != 0) || err != nil && fault.Of(err) != want {
 				t.Errorf("%s: %s: %v, want kind %v", when, user, err, want)
 			}

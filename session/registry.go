@@ -21,9 +21,10 @@ type Config struct {
 	// Location returns where this server stands.
 	Location func() location.ID
 
-	// Check decides about a user name and password from the local database.
-	// It returns nil or an error of the kinds that [Core.Admit] documents.
-	Check func(username, password private.Value[string]) error
+	// Check decides about user name and password, or proof, from the local
+	// database. It returns nil or an error of the kinds that [Core.Admit]
+	// documents.
+	Check func(Login) error
 	// Allowed decides whether a user who was admitted before may stay.
 	Allowed func(username private.Value[string]) bool
 	// Locate returns country and ISP of an address from a local file.
@@ -78,9 +79,14 @@ func New(cfg Config) *Registry {
 	return r
 }
 
+// Check decides about a login and opens nothing. It is for protocols that have
+// to answer a client's proof some packets before the client is admitted; Admit
+// checks again.
+func (r *Registry) Check(login Login) error { return r.cfg.Check(login) }
+
 // Admit implements [Core].
 func (r *Registry) Admit(ref Ref, login Login) (Grant, error) {
-	if err := r.cfg.Check(login.Username, login.Password); err != nil {
+	if err := r.cfg.Check(login); err != nil {
 		return Grant{}, err
 	}
 	country, isp := r.cfg.Locate(login.Peer.Reveal())
@@ -119,7 +125,7 @@ func (r *Registry) Renew(ref Ref, username, password private.Value[string]) erro
 	if !same {
 		return fault.New(fault.Unauthenticated, "not the user of this session")
 	}
-	return r.cfg.Check(username, password)
+	return r.cfg.Check(Login{Username: username, Password: password})
 }
 
 // Established implements [Core].
@@ -158,17 +164,27 @@ func (r *Registry) end(ref Ref) {
 }
 
 // Resume implements [Core]. A client that the ledger does not know cannot be
-// accounted for and is killed.
+// accounted for and is killed. The ledger keeps the number by which a client was
+// admitted; the next agent finds it by its address again.
 func (r *Registry) Resume(daemon uint8, live []Live) {
 	r.mu.Lock()
 	var strangers []Ref
+	byV4 := map[netip.Addr]Ref{}
+	for ref, e := range r.byRef {
+		if ref.Daemon == daemon {
+			byV4[e.v4] = ref
+		}
+	}
 	for _, c := range live {
 		ref := Ref{daemon, c.Client}
-		e, ok := r.byRef[ref]
-		if !ok || e.v4 != c.V4 {
+		former, ok := byV4[c.V4]
+		e := r.byRef[former]
+		if other, taken := r.byRef[ref]; !ok || taken && other != e {
 			strangers = append(strangers, ref)
 			continue
 		}
+		delete(r.byRef, former)
+		r.byRef[ref] = e
 		e.seen, e.username = true, c.Username
 		r.cfg.Ledger.SetLive(e.slot)
 		if r.cfg.Counters.Add(e.v4, e.v6) != nil {

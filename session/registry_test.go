@@ -67,6 +67,9 @@ type server struct {
 	trouble  int
 }
 
+// rightHash stands for the NT hash of the password "right".
+var rightHash = [16]byte{7}
+
 func newServer(t *testing.T, slots int) *server {
 	t.Helper()
 	f, err := ledger.Create(slots)
@@ -82,8 +85,12 @@ func newServer(t *testing.T, slots int) *server {
 	s := &server{counters: &counters{bytes: map[netip.Addr][2]uint64{}, fail: map[string]bool{}}, users: map[string]bool{"ann": true, "bob": true}}
 	s.cfg = session.Config{
 		Location: func() location.ID { return 9 }, Salt: private.Of([32]byte{1}), Ledger: l, Counters: s.counters,
-		Check: func(u, p private.Value[string]) error {
-			if _, ok := s.users[u.Reveal()]; !ok || p.Reveal() != "right" {
+		Check: func(l session.Login) error {
+			good := l.Password.Reveal() == "right"
+			if l.Proof != nil {
+				good = l.Proof(&rightHash)
+			}
+			if _, ok := s.users[l.Username.Reveal()]; !ok || !good {
 				return fault.New(fault.Unauthenticated, "refused")
 			}
 			return nil
@@ -174,6 +181,29 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestProofStandsInForThePassword admits a client whose password the daemon never saw.
+func TestProofStandsInForThePassword(t *testing.T) {
+	s := newServer(t, 16)
+	for _, knows := range []bool{true, false} {
+		l := login("ann", "")
+		l.Proof = func(hash *[16]byte) bool { return *hash == rightHash && knows }
+		ref := session.Ref{Client: 8}
+		err := s.Check(l)
+		if s.Count() != 0 {
+			t.Error("a check opened a session")
+		}
+		_, err2 := s.Admit(ref, l)
+		want := fault.Kind(0)
+		if !knows {
+			want = fault.Unauthenticated
+		}
+		if knows != (err == nil) || knows != (err2 == nil) || fault.Of(err) != want || fault.Of(err2) != want {
+			t.Errorf("proof %t gives %v at the check and %v at the door", knows, err, err2)
+		}
+		s.End(ref)
+	}
+}
+
 func TestBrokenCounters(t *testing.T) {
 	s := newServer(t, 16)
 	s.counters.fail["add"] = true
@@ -233,6 +263,34 @@ func TestRestart(t *testing.T) {
 	s.Reset(1)
 	if s.Count() != 1 {
 		t.Errorf("%d sessions, want 1", s.Count())
+	}
+}
+
+// TestRenumbered restarts the agent twice while a client's number has changed.
+func TestRenumbered(t *testing.T) {
+	s := newServer(t, 16)
+	g := s.admit(t, session.Ref{Client: 1}, "ann")
+	other := s.admit(t, session.Ref{Client: 2}, "bob")
+	for _, n := range []uint64{7, 9} {
+		s.restart()
+		s.Resume(0, []session.Live{
+			{Client: n, Username: private.Of("ann"), V4: g.V4},
+			{Client: 2, Username: private.Of("bob"), V4: other.V4},
+		})
+		if len(s.killed) != 0 || s.Count() != 2 {
+			t.Fatalf("killed %v, %d sessions left", s.killed, s.Count())
+		}
+		if err := s.Renew(session.Ref{Client: n}, private.Of("ann"), private.Of("right")); err != nil {
+			t.Errorf("client %d cannot renew: %v", n, err)
+		}
+	}
+	s.Resume(0, []session.Live{{Client: 2, Username: private.Of("ann"), V4: g.V4}})
+	if want := []session.Ref{{Client: 2}}; !slices.Equal(s.killed, want) {
+		t.Errorf("killed %v, want %v: one number, two clients", s.killed, want)
+	}
+	s.End(session.Ref{Client: 9})
+	if n := len(s.cfg.Ledger.Freeze().Records); s.Count() != 0 || n != 2 {
+		t.Errorf("%d sessions left, %d records, want none and 2", s.Count(), n)
 	}
 }
 
@@ -296,7 +354,7 @@ func BenchmarkAdmitEnd(b *testing.B) {
 	defer l.Close()
 	r := session.New(session.Config{
 		Location: func() location.ID { return 1 }, Ledger: l, Counters: &counters{bytes: map[netip.Addr][2]uint64{}},
-		Check:   func(_, _ private.Value[string]) error { return nil },
+		Check:   func(session.Login) error { return nil },
 		Locate:  func(netip.Addr) (string, string) { return "NL", "LAB" },
 		Trouble: func() {},
 	})

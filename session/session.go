@@ -28,10 +28,16 @@ type Ref struct {
 }
 
 // Login is what a daemon knows of a client that wants in. It is handed to
-// [Core.Admit] and forgotten.
+// [Core.Admit] and forgotten. It has a Password or a Proof.
 type Login struct {
 	Username private.Value[string]
 	Password private.Value[string]
+	// Proof stands in for the password where the daemon never learns it (MS-CHAPv2): it reports
+	// whether the client has proved to know the password that has this NT hash (RFC 2759, section
+	// 8.3). The database calls it exactly once, with a hash of nobody's for a user that does not
+	// exist, and not at all while there is no database; whether the login is good is for the
+	// database to say. A Proof takes the same time for every hash and does not keep the pointer.
+	Proof    func(ntHash *[16]byte) bool
 	Peer     private.Value[netip.Addr] // outer address, IPv4-mapped addresses unmapped
 	Protocol protocol.ID
 }
@@ -71,7 +77,10 @@ type Core interface {
 	// Ending an unknown Ref does nothing.
 	End(Ref)
 	// Resume says which clients of a daemon are still there after a restart of
-	// the agent. Sessions of that daemon that are not listed have ended.
+	// the agent. Sessions of that daemon that are not listed have ended. A
+	// session is known by its tunnel address: its client may have another number
+	// than when it was admitted (an IKE SA gets a new one when it is rekeyed), and
+	// goes by that one from now on.
 	Resume(daemon uint8, live []Live)
 	// Reset says that a daemon was started anew: all its sessions have ended.
 	Reset(daemon uint8)
