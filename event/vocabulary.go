@@ -21,11 +21,13 @@ const (
 	Helper
 	Lab
 	Store
+	IKEv2
+	RADIUS
 )
 
 var parts = [...]string{
 	"control", "node", "publisher", "node-api", "app-api", "openvpn", "resolver", "firewall",
-	"bundle", "usage", "secrets", "helper", "lab", "store",
+	"bundle", "usage", "secrets", "helper", "lab", "store", "ikev2", "radius",
 }
 
 // String returns the part's name.

@@ -1,0 +1,94 @@
+package ikev2
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"lethe/session"
+)
+
+// libipsecDevice is the TUN device of kernel-libipsec. Charon makes it when it starts, names it so, and it
+// goes when charon does.
+const libipsecDevice = "ipsec0"
+
+// tunnelMTU is what fits into ESP in UDP over IPv6 over Ethernet, and kernel-libipsec's own.
+const tunnelMTU = 1400
+
+// interfaceID is the XFRM interface identifier of a daemon; 0 would mean none.
+func interfaceID(daemon uint8) uint32 { return uint32(daemon) + 1 }
+
+// offload reports whether the kernel does ESP with AES-GCM and has XFRM interfaces. It asks by making
+// both and taking them away again.
+func offload() bool {
+	probe := &netlink.Xfrmi{LinkAttrs: netlink.LinkAttrs{Name: "lethe-probe"}, Ifid: 1<<32 - 1}
+	if netlink.LinkAdd(probe) != nil {
+		return false
+	}
+	state := &netlink.XfrmState{
+		Src: net.IPv6loopback, Dst: net.IPv6loopback, Proto: netlink.XFRM_PROTO_ESP, Mode: netlink.XFRM_MODE_TUNNEL, Spi: 1<<32 - 2,
+		Aead: &netlink.XfrmStateAlgo{Name: "rfc4106(gcm(aes))", Key: make([]byte, 36), ICVLen: 128}, Ifid: 1<<32 - 1,
+	}
+	err := netlink.XfrmStateAdd(state)
+	if err == nil {
+		err = netlink.XfrmStateDel(state)
+	}
+	return errors.Join(err, netlink.LinkDel(probe)) == nil
+}
+
+// prepare makes the directory of the control socket. The agent owns it and the process's group may use it,
+// so nobody else reaches the socket inside, whatever its own mode.
+func prepare(dir string, gid uint32) error {
+	err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700), os.Chown(dir, -1, int(gid)), os.Chmod(dir, 0o730))
+	if err != nil {
+		return fmt.Errorf("ikev2: directory of charon: %w", err)
+	}
+	return nil
+}
+
+// makeDevice makes the XFRM interface and removes what a charon that was killed left in the kernel: its SAs
+// and policies are nobody's. Making the interface again changes nothing.
+func makeDevice(in Instance) error {
+	err := errors.Join(netlink.XfrmStateFlush(0), netlink.XfrmPolicyFlush())
+	if _, absent := netlink.LinkByName(in.Device); absent != nil {
+		err = errors.Join(err, netlink.LinkAdd(&netlink.Xfrmi{LinkAttrs: netlink.LinkAttrs{Name: in.Device, MTU: tunnelMTU}, Ifid: interfaceID(in.Daemon)}))
+	}
+	if err != nil {
+		return fmt.Errorf("ikev2: XFRM interface %s: %w", in.Device, err)
+	}
+	return nil
+}
+
+// configure gives the device its addresses, and with them the routes to the customers.
+func configure(in Instance) error {
+	link, err := netlink.LinkByName(in.Device)
+	if err != nil {
+		return fmt.Errorf("ikev2: tunnel device %s: %w", in.Device, err)
+	}
+	nets := session.SubnetsOf(in.Daemon)
+	for _, p := range []netip.Prefix{nets.V4, nets.V6} {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().Next().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
+		}
+		err = errors.Join(err, netlink.AddrReplace(link, addr))
+	}
+	if err = errors.Join(err, netlink.LinkSetUp(link)); err != nil {
+		return fmt.Errorf("ikev2: configure %s: %w", in.Device, err)
+	}
+	return nil
+}
+
+// removeDevice removes the tunnel device; one that is not there is no error.
+func removeDevice(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil // gone already
+	}
+	return netlink.LinkDel(link)
+}
