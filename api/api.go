@@ -58,6 +58,20 @@ type Accounts interface {
 	ReplaceCredential(ctx context.Context, id account.ID) (account.Credential, error)
 }
 
+// Slots counts how many devices of a licence are connected at this moment. A
+// slot's token is a secret of the device that holds it. Package slot has one.
+type Slots interface {
+	// Take gives a device of an account a slot and returns its token; the slot
+	// old, which may be zero, ends in the same step. TooMany when as many
+	// devices are connected as the licence allows, Denied or Expired when it
+	// allows none.
+	Take(ctx context.Context, id account.ID, old private.Value[string]) (private.Value[string], error)
+	// Beat keeps a slot, or makes it again when it has ended and there is room.
+	Beat(ctx context.Context, slot private.Value[string]) error
+	// Release gives a slot back.
+	Release(ctx context.Context, slot private.Value[string]) error
+}
+
 // Directory gives the locations and servers. The slices of what it returns are
 // not written to afterwards by either side.
 type Directory interface {
@@ -83,6 +97,7 @@ type Limiter interface {
 const (
 	PurposeSignUp = "sign-up" // POST /v1/accounts
 	PurposeLogin  = "login"   // POST /v1/tokens
+	PurposeBeat   = "beat"    // PUT and DELETE /v1/slots/current, which come from VPN servers' addresses
 	PurposeApp    = "app"     // every other request to the app API
 )
 

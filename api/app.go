@@ -22,6 +22,7 @@ import (
 // defect of the caller and lets nobody in.
 type AppDeps struct {
 	Accounts  Accounts
+	Slots     Slots
 	Directory Directory
 	Limiter   Limiter
 }
@@ -58,6 +59,18 @@ type credentialOutput struct {
 		Username string `json:"username" doc:"VPN user name, random"`
 		Password string `json:"password" doc:"VPN password, random; a secret"`
 	} `nameHint:"Credential"`
+}
+
+type takeInput struct {
+	Body struct {
+		InsteadOf secret `json:"instead_of,omitempty" doc:"Token of the slot that this device had before, if any: it ends, so that a device never stands in its own way" maxLength:"128"`
+	} `nameHint:"TakeSlot"`
+}
+
+type slotOutput struct {
+	Body struct {
+		Token string `json:"token" doc:"Bearer token of the slot for /v1/slots/current; a secret of this device, random, says nothing"`
+	} `nameHint:"Slot"`
 }
 
 type directoryInput struct {
@@ -101,6 +114,8 @@ func appPurpose(r *http.Request) string {
 		return PurposeSignUp
 	case r.Method == http.MethodPost && r.URL.Path == "/v1/tokens":
 		return PurposeLogin
+	case r.URL.Path == "/v1/slots/current":
+		return PurposeBeat
 	}
 	return PurposeApp
 }
@@ -111,8 +126,9 @@ func describeApp(mux *http.ServeMux, deps AppDeps, log *event.Logger) *huma.Open
 	d := newDocument(mux, "Lethe app API", "What a customer's app asks of the service.", event.AppAPI, log)
 	d.api.OpenAPI().Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", Description: "Token of POST /v1/tokens"},
+		"slot":  {Type: "http", Scheme: "bearer", Description: "Token of POST /v1/slots"},
 	}
-	const open, customer = "", "token"
+	const open, customer, device = "", "token", "slot"
 	add(d, operation(open, "signUp", "POST", "/v1/accounts", 201, "Make an account",
 		fault.Conflict), a.signUp)
 	add(d, operation(open, "login", "POST", "/v1/tokens", 200, "Log in: get a token and record which app is in use",
@@ -123,6 +139,12 @@ func describeApp(mux *http.ServeMux, deps AppDeps, log *event.Logger) *huma.Open
 		fault.Expired), a.credential)
 	add(d, operation(customer, "replaceCredential", "POST", "/v1/credentials", 200, "Replace the VPN credential by a new one",
 		fault.Expired), a.replaceCredential)
+	add(d, operation(customer, "takeSlot", "POST", "/v1/slots", 201, "Take a connection slot of the licence, before connecting",
+		fault.Denied, fault.Expired), a.takeSlot)
+	add(d, operation(device, "beat", "PUT", "/v1/slots/current", 204,
+		"Keep the slot: send this every 30 s through the tunnel; without it a slot is free after 90 s",
+		fault.Denied, fault.Expired), a.beat)
+	add(d, operation(device, "releaseSlot", "DELETE", "/v1/slots/current", 204, "Give the slot back, at disconnect"), a.releaseSlot)
 	op := operation(customer, "directory", "GET", "/v1/directory", 200, "Get all locations and servers; the same for every customer")
 	op.Responses = map[string]*huma.Response{
 		"200": d.response("Every location and server", location.Directory{}),
@@ -191,6 +213,33 @@ func (a *appAPI) credentialBy(ctx context.Context, get func(context.Context, acc
 	out := &credentialOutput{}
 	out.Body.Username, out.Body.Password = c.Username.Reveal(), c.Password.Reveal()
 	return out, err
+}
+
+func (a *appAPI) takeSlot(ctx context.Context, in *takeInput) (*slotOutput, error) {
+	id, err := a.customer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.Slots.Take(ctx, id, in.Body.InsteadOf.Value)
+	out := &slotOutput{}
+	out.Body.Token = t.Reveal()
+	return out, err
+}
+
+func (a *appAPI) beat(ctx context.Context, _ *none) (*none, error) {
+	t, err := token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return nil, a.Slots.Beat(ctx, t)
+}
+
+func (a *appAPI) releaseSlot(ctx context.Context, _ *none) (*none, error) {
+	t, err := token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return nil, a.Slots.Release(ctx, t)
 }
 
 func (a *appAPI) directory(ctx context.Context, in *directoryInput) (*directoryOutput, error) {

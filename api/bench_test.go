@@ -84,6 +84,32 @@ func BenchmarkApp(b *testing.B) {
 	}
 }
 
+// BenchmarkHeartbeat measures heartbeats over TLS on loopback, client included:
+// on kept connections, and as apps send them, each on a connection of its own.
+func BenchmarkHeartbeat(b *testing.B) {
+	for name, kept := range map[string]bool{"kept": true, "own-connection": false} {
+		b.Run(name, func(b *testing.B) {
+			s := newService(b)
+			slots, _ := newSlots(b)
+			s.srv.Handler = api.NewApp(api.AppDeps{Accounts: s.accounts, Slots: slots.Service, Directory: s.places, Limiter: everybody{}}, nil)
+			s.client.Transport.(*http.Transport).DisableKeepAlives = !kept
+			token, err := slots.Service.Take(b.Context(), "ada", private.Value[string]{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if r := s.do(b, "PUT", "/v1/slots/current", "", "Authorization", "Bearer "+token.Reveal()); r.StatusCode != 204 {
+						b.Errorf("status %d", r.StatusCode)
+						return
+					}
+				}
+			})
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "beats/s")
+		})
+	}
+}
+
 func one(b *testing.B, s *service, method, path, body, tag string) {
 	req, err := http.NewRequest(method, "https://"+s.addr+path, strings.NewReader(body))
 	if err != nil {

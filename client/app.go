@@ -35,6 +35,7 @@ const (
 	ExitNetwork   = 5 // the service or the VPN server cannot be reached
 	ExitTimeout   = 6 // --timeout is over
 	ExitNoHelper  = 7 // the helper is not running
+	ExitLimit     = 8 // as many devices are connected as the licence allows
 )
 
 // coded is an error with an exit code that its kind does not tell.

@@ -31,6 +31,8 @@ import (
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
+	"lethe/slot"
+	"lethe/slot/memory"
 )
 
 // service is the real app API over accounts in memory.
@@ -42,8 +44,12 @@ type service struct {
 	paid      day.Day
 	ended     bool // by the operator
 	password  string
+	devices   int
 	directory location.Directory
 	trouble   error // what every call fails with
+
+	slots *slot.Service
+	store *memory.Store
 
 	url, ca string
 	stop    func()
@@ -92,7 +98,13 @@ func (s *service) Authenticate(_ context.Context, t account.Token) (account.ID, 
 func (s *service) Licence(context.Context, account.ID) (account.Licence, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return account.Licence{Plan: s.plan, Devices: 3, PaidUntil: s.paid, Disabled: s.ended}, nil
+	return account.Licence{Plan: s.plan, Devices: s.devices, PaidUntil: s.paid, Disabled: s.ended}, nil
+}
+
+// Account is what slots ask.
+func (s *service) Account(ctx context.Context, id account.ID) (account.Record, error) {
+	l, err := s.Licence(ctx, id)
+	return account.Record{ID: id, Licence: l}, err
 }
 
 func (s *service) Credential(context.Context, account.ID) (account.Credential, error) {
@@ -122,8 +134,8 @@ func (s *service) set(change func()) {
 	change()
 }
 
-// newService starts the API on loopback.
-func newService(t *testing.T, server location.Server) *service {
+// newService starts the API on loopback, or where a listener listens.
+func newService(t *testing.T, server location.Server, at ...net.Listener) *service {
 	t.Helper()
 	other := server
 	other.ID, other.Location, other.Addresses = "us-nyc-1", 2, []netip.Addr{netip.MustParseAddr("198.51.100.22")}
@@ -131,7 +143,7 @@ func newService(t *testing.T, server location.Server) *service {
 	shut := other
 	shut.ID, shut.Location, shut.Enabled = "de-ber-1", 3, false
 	s := &service{
-		accounts: map[string]string{}, tokens: map[string]bool{}, plan: "standard", paid: day.Today().Add(30), password: vpnPassword,
+		devices: 3, accounts: map[string]string{}, tokens: map[string]bool{}, plan: "standard", paid: day.Today().Add(30), password: vpnPassword,
 		directory: location.Directory{
 			Locations: []location.Location{
 				{ID: 2, Code: "us-nyc", Country: "US", City: "New York"}, amsterdam, {ID: 3, Code: "de-ber", Country: "DE", City: "Berlin"},
@@ -145,7 +157,7 @@ func newService(t *testing.T, server location.Server) *service {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(webV4)}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -155,12 +167,19 @@ func newService(t *testing.T, server location.Server) *service {
 	if err := os.WriteFile(s.ca, []byte(pemOf("CERTIFICATE", der)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	at = append(at, nil)
+	l := at[0]
+	if l == nil {
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.url = "https://" + l.Addr().String()
-	h := api.Server(api.NewApp(api.AppDeps{Accounts: s, Directory: s, Limiter: s}, nil), api.AppTLS(tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}), nil)
+	s.store = memory.New(slot.Lease)
+	t.Cleanup(func() { s.store.Close() })
+	slots := slot.New(slot.Config{Store: s.store, Accounts: s})
+	s.slots = slots
+	h := api.Server(api.NewApp(api.AppDeps{Accounts: s, Slots: slots, Directory: s, Limiter: s}, nil), api.AppTLS(tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}), nil)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -316,6 +335,41 @@ func TestConfigExport(t *testing.T) {
 		s.directory.Servers[0].CA = "not a certificate"
 	})
 	p.expect(5, "error: no server of nl-ams can be used in this way\nhint: .*\n", "", "config", "export", "nl-ams")
+}
+
+// TestConfigExportIKEv2: every format of IKEv2 names the server and holds no password; two need a
+// file, and get the CA beside it.
+func TestConfigExportIKEv2(t *testing.T) {
+	server, _, _ := newServer(t)
+	server.Endpoints = append(server.Endpoints, location.Endpoint{Protocol: protocol.IKEv2, Port: 500})
+	s := newService(t, server)
+	p := newPerson(t, s)
+	s.accounts["ada@example.org"] = accountPassword
+	p.expect(0, "logged in; next: lethe connect\n", accountPassword, "login", "ada@example.org")
+	dir := t.TempDir()
+	for format, want := range map[string]string{
+		"mobileconfig": "<key>RemoteAddress</key>\n<string>" + vpnV4, "sswan": `"addr": "` + vpnV4 + `"`, "windows": "-ServerAddress '" + vpnV4 + "'",
+		"networkmanager": "certificate=" + dir + "/nl-ams-1.pem\n", "swanctl": "cacerts = nl-ams-1.pem\n",
+	} {
+		file := filepath.Join(dir, format)
+		p.expect(0, "note: the client will ask .*", "", "config", "export", "nl", "--format", format, "-o", file)
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(b), `"nl-ams-1.pem"`, "nl-ams-1.pem"), want) || strings.Contains(string(b), vpnPassword) {
+			t.Errorf("%s: %v, want %q\n%s", format, err, want, b)
+		}
+	}
+	if ca, err := os.ReadFile(filepath.Join(dir, "nl-ams-1.pem")); err != nil || string(ca) != server.CA {
+		t.Errorf("the CA beside: %v\n%s", err, ca)
+	}
+	p.expect(0, `.*"remote": {.*`, "", "config", "export", "nl", "--format", "sswan")
+	p.expect(2, "error: the format swanctl needs a file\nhint: -o FILE; the server's CA is written beside it\n", "", "config", "export", "nl", "--format", "swanctl")
+	p.expect(2, "error: no format pigeon\nhint: ovpn, mobileconfig, sswan, windows, networkmanager, swanctl\n", "", "config", "export", "--format", "pigeon")
+	p.expect(2, "error: no server of us-nyc speaks IKEv2\nhint: --format ovpn\n", "", "config", "export", "us-nyc", "--format", "sswan")
+	s.set(func() {
+		s.directory.Servers = slices.Clone(s.directory.Servers)
+		s.directory.Servers[0].Addresses = nil
+	})
+	p.expect(5, "error: the service sent a directory that makes no sense\n", "", "config", "export", "nl-ams", "--format", "sswan")
 }
 
 // TestUsage: what makes no sense is said, with exit code 2.

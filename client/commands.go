@@ -15,7 +15,6 @@ import (
 	"lethe/account"
 	"lethe/event"
 	"lethe/fault"
-	"lethe/openvpn"
 )
 
 // Run is the program `lethe`: it runs the command line args (without the program's name) and
@@ -305,43 +304,63 @@ func (a *app) locations() *cobra.Command {
 func (a *app) config() *cobra.Command {
 	group := &cobra.Command{Use: "config", Short: "Use the system's own VPN client instead of the app", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	var transport, file string
+	var transport, file, kind string
 	export := &cobra.Command{
-		Use: "export [LOCATION]", Short: "Write an .ovpn file", Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
-		Long: "Write an .ovpn file for the system's own OpenVPN client. It holds no user name and no password: `lethe credentials show` prints them.",
+		Use: "export [LOCATION]", Short: "Write a profile for OpenVPN, Apple's systems, Android, Windows, NetworkManager or strongSwan",
+		Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
+		Long: "Write a file by which the system's own client connects: OpenVPN's (ovpn), or IKEv2 for " + formatList() + ". " +
+			"It holds no password, and no user name but for swanctl: `lethe credentials show` prints both.",
 		RunE: func(c *cobra.Command, args []string) error {
+			f, err := formatOf(kind)
+			if err == nil && f.beside && file == "" {
+				err = usage("the format "+f.name+" needs a file", "-o FILE; the server's CA is written beside it")
+			}
+			if err != nil {
+				return err
+			}
 			done := a.progress("asking")
-			target, _, err := a.target(c.Context(), args, transport, false)
+			target, _, err := a.target(c.Context(), args, transport, f.named)
 			done()
 			if err != nil {
 				return err
 			}
-			r := routesTo(target)[0][0]
-			text, err := openvpn.ClientConfig(r.server, r.endpoint)
+			var p rendered
+			if f.render == nil {
+				p, err = exportOpenVPN(target)
+			} else {
+				p, err = exportIKEv2(target, f, file)
+			}
 			if err != nil {
-				return fault.Wrap(fault.Untrusted, "the service's description of the server makes no sense", err)
+				return err
 			}
 			out := struct {
 				Location  string `json:"location"`
 				Server    string `json:"server"`
 				Transport string `json:"transport"`
 				File      string `json:"file,omitempty"`
+				CA        string `json:"ca,omitempty"`
 				Profile   string `json:"profile,omitempty"`
-			}{target.Location.Code, r.server.ID, r.proto, file, text}
+			}{target.Location.Code, p.server.ID, p.transport, file, p.ca, p.text}
 			if file != "" {
 				out.Profile = ""
-				if err := replaceFile(file, []byte(text), 0o600); err != nil {
+				err := replaceFile(file, []byte(p.text), 0o600)
+				if err == nil && p.ca != "" {
+					err = replaceFile(p.ca, []byte(p.server.CA), 0o600)
+				}
+				if err != nil {
 					return fault.Wrap(fault.Full, "the file cannot be written", err).WithHint("does its directory exist and have room?")
 				}
-				text = ""
+				p.text = ""
 			}
 			a.noteLine("the client will ask for the user name and password that `lethe credentials show` prints")
-			return a.show("config", out, text)
+			return a.show("config", out, p.text)
 		},
 	}
-	export.Flags().StringVar(&transport, "transport", "udp", "udp or tcp")
+	export.Flags().StringVar(&transport, "transport", "udp", "udp or tcp; of OpenVPN")
+	export.Flags().StringVar(&kind, "format", "ovpn", strings.Join(formatNames(), ", "))
 	export.Flags().StringVarP(&file, "output", "o", "", "write to this `file` (mode 0600) instead of standard output")
 	_ = export.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions([]string{"udp", "tcp"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = export.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formatNames(), cobra.ShellCompDirectiveNoFileComp))
 	group.AddCommand(export)
 	return group
 }
@@ -424,6 +443,7 @@ func (a *app) helper() *cobra.Command {
 	f.StringVar(&cfg.NFT, "nft", "", "`path` of nft (default /usr/sbin/nft)")
 	f.StringVar(&cfg.Resolvectl, "resolvectl", "", "`path` of resolvectl (default /usr/bin/resolvectl)")
 	f.DurationVar(&cfg.Mend, "mend", 0, "how often lock, routes and resolvers are checked and repaired (default 5s)")
+	f.DurationVar(&cfg.Beat, "beat", 0, "how often the service is told that this device is still connected (default 30s)")
 	f.Uint32Var(&cfg.UID, "openvpn-uid", 0, "user `id` that OpenVPN runs as where it may open /dev/net/tun (default 65534)")
 	f.Uint32Var(&cfg.GID, "openvpn-gid", 0, "group `id` that goes with it (default 65534)")
 	return c

@@ -73,7 +73,7 @@ func (a *app) target(ctx context.Context, args []string, transport string, withR
 
 // usable checks and cleans what the service sent, with the rules of the helper.
 func (t *Target) usable() error {
-	w := wireTarget{t.Location, t.Servers, t.Transport, "-", "-"}
+	w := wireTarget{t.Location, t.Servers, t.Transport, "-", "-", nil}
 	clean, err := w.check()
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, "no server of "+t.Location.Code+" can be used in this way", err).
@@ -115,6 +115,9 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 			if err != nil {
 				return err
 			}
+			if target.Slot, err = a.slot(asking, r.fresh); err != nil {
+				return err
+			}
 			if !c.Flags().Changed("timeout") && r.unheard() > 0 {
 				timeout += r.unheard()
 			}
@@ -122,6 +125,7 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 			defer cancel()
 			status, err := Call(ctx, s.Socket, Request{Op: OpConnect, Target: target})
 			if err != nil {
+				target.Slot.giveBack(c.Context())
 				return helperErr(err)
 			}
 			if k, err := a.keep(); err == nil {

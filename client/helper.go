@@ -30,6 +30,7 @@ type HelperConfig struct {
 	Stagger time.Duration // how much later TCP starts than UDP; default 1.5 s
 	Limit   time.Duration // how long one server may take; default 8 s
 	Mend    time.Duration // how often the barrier is looked after; default 5 s
+	Beat    time.Duration // how often a slot's heartbeat is sent; default 30 s
 	Backoff time.Duration // first wait after every way has failed once; doubles up to 20 times; default 500 ms
 }
 
@@ -50,6 +51,7 @@ func (c *HelperConfig) setDefaults() {
 		value time.Duration
 	}{
 		{&c.Stagger, 1500 * time.Millisecond}, {&c.Limit, 8 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
+		{&c.Beat, 30 * time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -83,6 +85,7 @@ type Helper struct {
 type session struct {
 	cancel func()
 	ended  chan struct{}
+	holder *holder // of its slot; nil when it has none
 }
 
 // NewHelper returns a helper that has not touched anything yet. log may be nil.
@@ -173,7 +176,7 @@ func (h *Helper) apply(change func(*Status)) {
 		change(&h.status)
 	}
 	if h.status.Lock = h.status.State.Locked(); h.status.State != Connected {
-		h.status.IPv6, h.status.Addresses = false, nil
+		h.status.IPv6, h.status.Addresses, h.status.Slot = false, nil, ""
 	}
 	close(h.changed)
 	h.changed = make(chan struct{})
@@ -211,7 +214,7 @@ func (h *Helper) connect(ctx context.Context, t *Target) error {
 		return err
 	}
 	own, cancel := context.WithCancel(ctx)
-	h.session = &session{cancel, make(chan struct{})}
+	h.session = &session{cancel, make(chan struct{}), h.hold(own, t.Slot)}
 	go func(ended chan struct{}) {
 		defer close(ended)
 		h.keep(own, t, ways)
@@ -223,7 +226,11 @@ func (h *Helper) connect(ctx context.Context, t *Target) error {
 func (h *Helper) disconnect(ctx context.Context) error {
 	h.asking.Lock()
 	defer h.asking.Unlock()
+	before, _ := h.present()
 	h.step(Leave, nil)
+	if h.session != nil {
+		h.session.holder.release(ctx, before.State == Connected)
+	}
 	h.leave()
 	err := h.barrier.lower(ctx)
 	if h.barrier.isUp() {
@@ -239,6 +246,7 @@ func (h *Helper) leave() {
 	if h.session != nil {
 		h.session.cancel()
 		<-h.session.ended
+		h.session.holder.release(context.Background(), false)
 		h.session = nil
 	}
 }

@@ -71,7 +71,7 @@ func (k keep) write(name string, v any) error {
 
 // forget removes what belongs to an account; the list of locations stays.
 func (k keep) forget() error {
-	for _, name := range []string{tokenFile, credentialFile} {
+	for _, name := range []string{tokenFile, credentialFile, slotFile} {
 		if err := os.Remove(filepath.Join(k.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fault.Wrap(fault.Internal, "the app's file "+name+" cannot be removed", err).WithHint("delete it in " + k.dir)
 		}

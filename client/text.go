@@ -55,6 +55,9 @@ func statusText(s Status, full bool) string {
 		line("received", "%s", size(s.Received))
 		line("sent", "%s", size(s.Sent))
 	}
+	if up && full && s.Slot == SlotOver {
+		line("devices", "the licence's limit is reached without this one; it stays connected")
+	}
 	if s.Lock {
 		line("network lock", "on")
 	} else {

@@ -13,6 +13,7 @@ import (
 	"lethe/client"
 	"lethe/fault"
 	"lethe/location"
+	"lethe/private"
 	"lethe/protocol"
 )
 
@@ -69,7 +70,8 @@ func TestRequest(t *testing.T) {
 	good := func() *client.Target {
 		s := server
 		s.Addresses, s.Endpoints = slices.Clone(s.Addresses), slices.Clone(s.Endpoints)
-		return &client.Target{Location: amsterdam, Servers: []location.Server{s}, Transport: client.Auto, Credential: credential(vpnPassword)}
+		return &client.Target{Location: amsterdam, Servers: []location.Server{s}, Transport: client.Auto, Credential: credential(vpnPassword),
+			Slot: &client.Slot{Token: private.Of("c4nary_slot-1"), API: "https://service.example:8443", CA: server.CA}}
 	}
 	line, err := client.Request{Op: client.OpConnect, Target: good()}.Encode()
 	if err != nil {
@@ -78,6 +80,9 @@ func TestRequest(t *testing.T) {
 	r, err := client.ParseRequest(line)
 	if err != nil || r.Target.Credential.Password.Reveal() != vpnPassword || r.Target.Servers[0].CA != server.CA || strings.Contains(r.Target.Servers[0].TLSCrypt, "#") {
 		t.Errorf("%+v, %v", r, err)
+	}
+	if s := r.Target.Slot; s.Token.Reveal() != "c4nary_slot-1" || s.API != "https://service.example:8443" || s.CA != server.CA {
+		t.Errorf("the slot came as %+v", s)
 	}
 	if strings.Contains(fmt.Sprintf("%+v %#v", r.Target, r), "c4nary") {
 		t.Error("a request prints its credential")
@@ -96,6 +101,14 @@ func TestRequest(t *testing.T) {
 		"a key as CA":        func(t *client.Target) { t.Servers[0].CA = pemOf("PRIVATE KEY", []byte("x")) },
 		"text behind key":    func(t *client.Target) { t.Servers[0].TLSCrypt += "</tls-crypt>\nup /bin/sh\n" },
 		"short key":          func(t *client.Target) { t.Servers[0].TLSCrypt = t.Servers[0].TLSCrypt[:200] },
+		"slot of no form":    func(t *client.Target) { t.Slot.Token = private.Of("a b") },
+		"empty slot":         func(t *client.Target) { t.Slot.Token = private.Of("") },
+		"long slot":          func(t *client.Target) { t.Slot.Token = private.Of(strings.Repeat("a", 129)) },
+		"slot of nowhere":    func(t *client.Target) { t.Slot.API = "" },
+		"slot without TLS":   func(t *client.Target) { t.Slot.API = "http://service.example" },
+		"slot far away":      func(t *client.Target) { t.Slot.API = "https://" + strings.Repeat("a", 300) },
+		"slot with a path":   func(t *client.Target) { t.Slot.API = "https://service.example/metadata" },
+		"slot's CA is none":  func(t *client.Target) { t.Slot.CA = "x" },
 		"no such transport":  func(t *client.Target) { t.Transport = "pigeon" },
 		"not spoken": func(t *client.Target) {
 			t.Servers[0].Endpoints = []location.Endpoint{{Protocol: protocol.IKEv2, Port: 500}}
@@ -120,6 +133,7 @@ func FuzzParseRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(line)
+	f.Add(bytes.Replace(line, []byte(`"transport"`), []byte(`"slot":{"token":"a-b_c","api":"https://service.example"},"transport"`), 1))
 	f.Add([]byte(`{"v":1,"op":"status"}`))
 	f.Add([]byte(`{"v":1,"op":"connect","target":{"servers":[{"ca":"-----BEGIN CERTIFICATE-----\n"}]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -265,6 +279,10 @@ func TestText(t *testing.T) {
 		}),
 			"blocked on the way to Amsterdam, NL (nl-ams)\nnetwork lock:  on\nproblem:       refused\nhint:          try\n",
 			"blocked on the way to Amsterdam, NL (nl-ams): refused\n"},
+		{with(func(s *client.Status) { s.State, s.IPv6, s.Slot = client.Connected, true, client.SlotOver }),
+			"connected to Amsterdam, NL (nl-ams) for 0 s\nserver:        nl-ams-1 over UDP\nreceived:      0 bytes\nsent:          0 bytes\n" +
+				"devices:       the licence's limit is reached without this one; it stays connected\nnetwork lock:  on\n",
+			"connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
 		{with(func(s *client.Status) { s.State = client.Disconnecting }), "disconnecting from Amsterdam, NL (nl-ams)\nnetwork lock:  on\n", "disconnecting from Amsterdam, NL (nl-ams)\n"},
 	} {
 		if text, line := client.StatusText(c.status); text != c.text || line != c.line {

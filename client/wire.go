@@ -55,6 +55,7 @@ type Target struct {
 	Servers    []location.Server // of that location, in the order to try
 	Transport  Transport
 	Credential account.Credential
+	Slot       *Slot // to keep while connected; nil for none
 }
 
 // Request is one line from app to helper. Target is set for OpConnect only.
@@ -78,6 +79,7 @@ type Status struct {
 	Seconds   int64        `json:"seconds"`             // age of the present tunnel; only this machine knows it
 	Received  uint64       `json:"received"`            // bytes through the present tunnel
 	Sent      uint64       `json:"sent"`
+	Slot      SlotState    `json:"slot,omitempty"`    // what the service last said to a heartbeat of this device's slot
 	Problem   *Problem     `json:"problem,omitempty"` // why there is no tunnel, when that is known
 }
 
@@ -116,6 +118,7 @@ type wireTarget struct {
 	Transport Transport         `json:"transport"`
 	Username  string            `json:"username"`
 	Password  string            `json:"password"`
+	Slot      *wireSlot         `json:"slot,omitempty"`
 }
 
 type wireRequest struct {
@@ -129,7 +132,7 @@ type wireRequest struct {
 func (r Request) Encode() ([]byte, error) {
 	w := wireRequest{Version: WireVersion, Op: r.Op}
 	if t := r.Target; t != nil {
-		w.Target = &wireTarget{t.Location, t.Servers, t.Transport, t.Credential.Username.Reveal(), t.Credential.Password.Reveal()}
+		w.Target = &wireTarget{t.Location, t.Servers, t.Transport, t.Credential.Username.Reveal(), t.Credential.Password.Reveal(), t.Slot.wire()}
 	}
 	b, err := json.Marshal(w)
 	return append(b, '\n'), err
@@ -183,6 +186,10 @@ func (w *wireTarget) check() (*Target, error) {
 	t := &Target{Location: w.Location, Transport: w.Transport, Credential: account.Credential{
 		Username: private.Of(w.Username), Password: private.Of(w.Password),
 	}}
+	var err error
+	if t.Slot, err = w.Slot.check(); err != nil {
+		return nil, err
+	}
 	for _, s := range w.Servers {
 		ca, err := cleanCA(s.CA)
 		if err != nil {

@@ -107,7 +107,7 @@ func (p *program) command() *cobra.Command {
 	c.PersistentFlags().StringVar(&p.dir, "dir", DefaultDir, "data directory")
 	c.PersistentFlags().BoolVar(&p.json, "json", false, "write JSON")
 	c.AddCommand(p.initCommand(), p.serveCommand(), p.geoipCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
-		p.usageCommand(), p.keysCommand(), p.checkCommand())
+		p.usageCommand(), p.slotsCommand(), p.keysCommand(), p.checkCommand())
 	return c
 }
 

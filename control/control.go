@@ -5,7 +5,8 @@
 // and the signed roots (roots). [Init] makes one, [Open] opens it, for the
 // service and for operator commands alike: both may have it open at once.
 // [Run] is the program lethe-control; its commands are in the files account.go,
-// place.go, usage.go and keycommands.go, what they share in command.go.
+// place.go, usage.go, slots.go and keycommands.go, what they share in
+// command.go.
 //
 // What an operator can find out about a customer stops where the store does:
 // which licence, which app, and on which day how many megabytes through which
@@ -35,12 +36,15 @@ type Control struct {
 	Store    *sqlite.Store
 	Accounts *account.Service
 	Limiter  *ratelimit.Limiter // for addresses, shared with the APIs
+
+	dir string
 }
 
 // limits are attempts a minute for one address or e-mail address. A purpose
-// that is not here allows none.
+// that is not here allows none. Heartbeats of all customers of a VPN server
+// come from its address, two a minute from each.
 func limits() map[string]int {
-	return map[string]int{api.PurposeLogin: 10, api.PurposeSignUp: 10, api.PurposeApp: 600}
+	return map[string]int{api.PurposeLogin: 10, api.PurposeSignUp: 10, api.PurposeApp: 600, api.PurposeBeat: 60000}
 }
 
 const storeFile = "lethe.sqlite"
@@ -96,7 +100,7 @@ func Open(ctx context.Context, dir string) (*Control, error) {
 	}
 	limiter := ratelimit.New(limits())
 	accounts := account.New(account.Config{Store: s, Tokens: s, Limiter: limiter})
-	return &Control{Keys: keys, Store: s, Accounts: accounts, Limiter: limiter}, nil
+	return &Control{Keys: keys, Store: s, Accounts: accounts, Limiter: limiter, dir: dir}, nil
 }
 
 // Close closes the store and forgets what the limiter counted.

@@ -24,6 +24,7 @@ import (
 	"lethe/fault"
 	"lethe/notify"
 	"lethe/publish"
+	"lethe/slot"
 )
 
 // ServeConfig is the configuration file of the service. Paths may be relative
@@ -44,6 +45,8 @@ type ServeConfig struct {
 	Spec string `json:"spec,omitempty"`
 	// UsageDays is how long usage rows are kept, 1 to 3650. Default 90.
 	UsageDays int `json:"usage_days,omitempty"`
+	// Slots says where connected devices are counted. Default: in memory.
+	Slots SlotsConfig `json:"slots"`
 }
 
 // Endpoint is a listener with its certificate. The files are read again when
@@ -79,7 +82,8 @@ func LoadServeConfig(path string) (ServeConfig, error) {
 	case c.UsageDays < 1 || c.UsageDays > 3650:
 		return c, fault.New(fault.Invalid, "configuration: usage_days must be 1 to 3650")
 	}
-	for _, p := range []*string{&c.App.Certificate, &c.App.Key, &c.Node.Certificate, &c.Node.Key, &c.ClientCA, &c.GeoIP, &c.Spec} {
+	for _, p := range []*string{&c.App.Certificate, &c.App.Key, &c.Node.Certificate, &c.Node.Key, &c.ClientCA, &c.GeoIP, &c.Spec,
+		&c.Slots.Password, &c.Slots.CA} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(filepath.Dir(path), *p)
 		}
@@ -87,8 +91,9 @@ func LoadServeConfig(path string) (ServeConfig, error) {
 	return c, nil
 }
 
-// Serve runs both APIs, the publisher and the daily purge until ctx ends.
-func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, log *event.Logger) error {
+// Serve runs both APIs, the connection counter, the publisher and the daily
+// purge until ctx ends.
+func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, log *event.Logger) (err error) {
 	publisher, err := publish.New(publish.Config{
 		Dir: bundles, Source: c.Store, Roots: c.Roots, Signers: []bundle.Signer{c.Keys.Config}, Fresh: []bundle.Signer{c.Fresh},
 		Seal: c.Seal, HashKey: c.AuthDB, GeoIP: cfg.GeoIP, Spec: cfg.Spec, Log: log,
@@ -111,7 +116,13 @@ func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, lo
 	}
 	appTLS, nodeTLS := api.AppTLS(*appCert.pair.Load()), api.NodeTLS(*nodeCert.pair.Load(), clients)
 	appTLS.GetCertificate, nodeTLS.GetCertificate = appCert.get, nodeCert.get
-	app := api.NewApp(api.AppDeps{Accounts: c.Accounts, Directory: c.Store, Limiter: c.Limiter}, log)
+	store, err := openSlots(ctx, cfg.Slots)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	slots := slot.New(slot.Config{Store: store, Accounts: c.Store, Key: c.Data})
+	app := api.NewApp(api.AppDeps{Accounts: c.Accounts, Slots: slots, Directory: c.Store, Limiter: c.Limiter}, log)
 	node := api.NewNode(api.NodeDeps{Directory: c.Store, Usage: c.Store, Bundles: bundles}, log)
 
 	if err := forgetful(noMetrics, cfg.App.Listen, cfg.Node.Listen); err != nil {
@@ -132,6 +143,12 @@ func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, lo
 		defer l.Close()
 		g.Go(func() error { return serveHTTP(gctx, s.server, netutil.LimitListener(l, maxConnections)) })
 	}
+	desk, err := openDesk(c.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, desk.Close(), os.Remove(filepath.Join(c.dir, deskFile))) }()
+	g.Go(func() error { serveDesk(gctx, desk, slots); return nil })
 	g.Go(func() error { return publisher.Run(gctx) })
 	g.Go(func() error { c.Retain(gctx, cfg.UsageDays, log); return nil })
 	g.Go(func() error { reload(gctx, log, appCert, nodeCert); return nil })

@@ -208,7 +208,7 @@ func TestWhole(t *testing.T) {
 	if err := lab.Tour(ctx(t), info, &story); err != nil {
 		t.Fatalf("%v\n%s", err, story.Bytes())
 	}
-	for _, want := range []string{"address: 198.51.100.1", "5000000 bytes", "disconnected", "nl-ams    DE       Elbe Telekom"} {
+	for _, want := range []string{"address: 198.51.100.1", "5000000 bytes", "error: the one device that this licence allows is connected", "connected  1\nlimit      1", "disconnected", "nl-ams    DE       Elbe Telekom"} {
 		if !strings.Contains(story.String(), want) {
 			t.Errorf("the story lacks %q:\n%s", want, story.Bytes())
 		}

@@ -125,7 +125,7 @@ func (l *Lab) initControl(ctx context.Context) (err error) {
 		entry, _ := serverAddr(i)
 		commands = append(commands, []string{"location", "add", p.Code, p.Country, p.City},
 			[]string{"server", "add", p.server(), "--location", p.Code, "--address", entry.V4.String(), "--address", entry.V6.String(),
-				"--endpoint", "openvpn-udp:1194", "--endpoint", "openvpn-tcp:443",
+				"--endpoint", "openvpn-udp:1194", "--endpoint", "openvpn-tcp:443", "--endpoint", "ikev2:500",
 				"--ca", m.Data("vpn-ca.pem"), "--tls-crypt", m.Data("tls-crypt.key")})
 	}
 	var out string

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"strings"
 	"time"
+
+	"lethe/client"
 )
 
 // Email and password of the customer of the tour.
@@ -18,9 +21,10 @@ const (
 
 // Tour tells the story of one customer on a running lab and writes what is
 // typed and what is answered to out: sign up, be licensed by the operator, log in,
-// connect, fetch the web site through the tunnel, disconnect, and the one usage row
-// that is all the provider keeps. It fails when the site sees another address than a
-// server's, or no row comes.
+// connect, fetch the web site through the tunnel, be refused with a second device
+// over the licence's limit, disconnect, and the one usage row that is all the
+// provider keeps. It fails when the site sees another address than a server's, the
+// second device is let in, or no row comes.
 func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	t := tour{out, info.Machine(customerName(0)), info.Machine("control")}
 	before, err := t.visit(ctx)
@@ -36,7 +40,7 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 		args  []string
 	}{
 		{t.customer, TourPassword + "\n", []string{"lethe", "signup", TourEmail}},
-		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "5", "--until", until, "--dir", controlData}},
+		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "1", "--until", until, "--dir", controlData}},
 		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
 		{t.customer, "", []string{"lethe", "locations"}},
 		{t.customer, "", []string{"lethe", "connect", code}}, // waits until the server knows the customer
@@ -55,13 +59,38 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	for _, args := range [][]string{
 		{"curl", "-sS", "-o", "/dev/null", "-w", `%{size_download} bytes\n`, SiteURL + "bytes/5000000"},
 		{"lethe", "status"},
-		{"lethe", "disconnect"},
 	} {
 		if err := t.enter(ctx, t.customer, "", args...); err != nil {
 			return err
 		}
 	}
+	if err := t.limit(ctx, code); err != nil {
+		return err
+	}
+	if err := t.enter(ctx, t.customer, "", "lethe", "disconnect"); err != nil {
+		return err
+	}
 	return t.usage(ctx)
+}
+
+// limit shows what a second device of the same customer is told while the first
+// one is connected. An app with a login of its own stands in for it.
+func (t *tour) limit(ctx context.Context, code string) error {
+	second := func(stdin string, args ...string) error {
+		fmt.Fprintf(t.out, "\n%s, a second device$ lethe %s\n", t.customer.Name, strings.Join(args, " "))
+		script := []string{"-c", `XDG_STATE_HOME="$HOME/second-device" exec lethe "$@"`, "sh"}
+		c := t.customer.Command(ctx, "sh", append(script, args...)...)
+		c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), t.out, t.out
+		return c.Run()
+	}
+	if err := second(TourPassword+"\n", "login", TourEmail); err != nil {
+		return fmt.Errorf("the second device logs in: %w", err)
+	}
+	var refused *exec.ExitError
+	if err := second("", "connect", code); !errors.As(err, &refused) || refused.ExitCode() != client.ExitLimit {
+		return fmt.Errorf("a second device of a licence for one: %v, want exit status %d", err, client.ExitLimit)
+	}
+	return t.enter(ctx, t.control, "", "lethe-control", "slots", "show", TourEmail, "--dir", controlData)
 }
 
 // has reports whether address is one of m's.

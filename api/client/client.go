@@ -153,6 +153,34 @@ func (c *Client) credential(ctx context.Context, method string, token account.To
 	return account.Credential{Username: private.Of(out.Username), Password: private.Of(out.Password)}, err
 }
 
+// TakeSlot takes a connection slot of the licence and returns its token. The
+// slot old, which may be zero, ends in the same step. TooMany when as many
+// devices are connected as the licence allows.
+func (c *Client) TakeSlot(ctx context.Context, token account.Token, old private.Value[string]) (private.Value[string], error) {
+	type take struct {
+		InsteadOf string `json:"instead_of,omitempty"`
+	}
+	var out struct {
+		Token string `json:"token"`
+	}
+	err := c.call(ctx, "POST", "/v1/slots", &token, take{old.Reveal()}, &out)
+	if err == nil && out.Token == "" {
+		err = strange("an answer without a slot")
+	}
+	return private.Of(out.Token), err
+}
+
+// Beat keeps a slot. TooMany when it had ended and as many other devices are
+// connected as the licence allows.
+func (c *Client) Beat(ctx context.Context, slot private.Value[string]) error {
+	return c.call(ctx, "PUT", "/v1/slots/current", &slot, nil, nil)
+}
+
+// ReleaseSlot gives a slot back.
+func (c *Client) ReleaseSlot(ctx context.Context, slot private.Value[string]) error {
+	return c.call(ctx, "DELETE", "/v1/slots/current", &slot, nil, nil)
+}
+
 // Directory returns all locations and servers, validated, and the tag of their
 // state. With the tag of a copy that is still right it returns changed ==
 // false and no directory.

@@ -28,6 +28,8 @@ import (
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
+	"lethe/slot"
+	"lethe/slot/memory"
 )
 
 // provider implements what the API stands on for one customer.
@@ -95,6 +97,11 @@ func (p *provider) Directory(context.Context) (location.Directory, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.d, nil
+}
+
+// Account is what slots ask: one device may be connected.
+func (*provider) Account(context.Context, account.ID) (account.Record, error) {
+	return account.Record{Licence: account.Licence{Plan: "standard", Devices: 1, PaidUntil: 30000}}, nil
 }
 
 func (*provider) Allow(string, netip.Addr) bool { return true }
@@ -378,4 +385,40 @@ func TestNew(t *testing.T) {
 			c.Close()
 		}
 	}
+}
+
+// TestSlots takes, keeps and gives back slots of the real service.
+func TestSlots(t *testing.T) {
+	ctx := t.Context()
+	p := &provider{d: places(), token: "a-token"}
+	store := memory.New(slot.Lease)
+	defer store.Close()
+	service := slot.New(slot.Config{Store: store, Accounts: p})
+	c := dialTo(t, api.NewApp(api.AppDeps{Accounts: p, Slots: service, Directory: p, Limiter: p}, nil))
+	login := private.Of("a-token")
+	first, err := c.TakeSlot(ctx, login, private.Value[string]{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.TakeSlot(ctx, login, private.Value[string]{})
+	want(t, err, fault.TooMany, "the one device")
+	second, err := c.TakeSlot(ctx, login, first)
+	if err != nil {
+		t.Fatal("instead of the first:", err)
+	}
+	want(t, c.Beat(ctx, first), fault.TooMany, "the one device")
+	if err := errors.Join(c.Beat(ctx, second), c.ReleaseSlot(ctx, second), c.Beat(ctx, first)); err != nil {
+		t.Error(err)
+	}
+	want(t, c.Beat(ctx, login), fault.Unauthenticated, "no slot")
+	want(t, c.ReleaseSlot(ctx, login), fault.Unauthenticated, "no slot")
+	_, err = c.TakeSlot(ctx, first, private.Value[string]{})
+	want(t, err, fault.Unauthenticated, "token")
+
+	odd := dialTo(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte("{}"))
+	}))
+	_, err = odd.TakeSlot(ctx, login, private.Value[string]{})
+	want(t, err, fault.Unavailable, "without a slot")
 }

@@ -1,0 +1,4 @@
+package valkey
+
+// ParseReplication opens the parser to its fuzz test.
+func ParseReplication(text string) (role string, replicas []string) { return parseReplication(text) }
