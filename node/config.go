@@ -18,10 +18,11 @@ type Config struct {
 	Version int `json:"version"`
 	// Uplinks are the network interfaces that face the internet. Default eth0.
 	Uplinks []string `json:"uplinks"`
-	// OpenVPNUser and ResolverUser are the numeric users (and groups) that the
-	// daemons run as. Defaults 64100 and 64101.
+	// OpenVPNUser, ResolverUser and IKEv2User are the numeric users (and groups)
+	// that the daemons run as. Defaults 64100, 64101 and 64102.
 	OpenVPNUser  uint32 `json:"openvpn_user"`
 	ResolverUser uint32 `json:"resolver_user"`
+	IKEv2User    uint32 `json:"ikev2_user"`
 	// Processes is how many OpenVPN processes share each transport when the
 	// data channel is in user space; 0, the default, is one per core.
 	Processes int `json:"processes,omitempty"`
@@ -37,7 +38,7 @@ type Config struct {
 // LoadConfig reads a configuration file. An absent file gives the defaults;
 // unknown keys and impossible values are errors.
 func LoadConfig(path string) (Config, error) {
-	c := Config{Version: 1, Uplinks: []string{"eth0"}, OpenVPNUser: 64100, ResolverUser: 64101}
+	c := Config{Version: 1, Uplinks: []string{"eth0"}, OpenVPNUser: 64100, ResolverUser: 64101, IKEv2User: 64102}
 	b, err := os.ReadFile(path)
 	if err == nil {
 		d := json.NewDecoder(bytes.NewReader(b))
@@ -52,8 +53,9 @@ func LoadConfig(path string) (Config, error) {
 		return c, fmt.Errorf("configuration: version is %d, want 1", c.Version)
 	case len(c.Uplinks) == 0:
 		return c, fmt.Errorf("configuration: want at least one uplink")
-	case c.OpenVPNUser == 0 || c.ResolverUser == 0 || c.OpenVPNUser == c.ResolverUser:
-		return c, fmt.Errorf("configuration: the daemons need two users that are not root")
+	case c.OpenVPNUser == 0 || c.ResolverUser == 0 || c.IKEv2User == 0 ||
+		c.OpenVPNUser == c.ResolverUser || c.OpenVPNUser == c.IKEv2User || c.ResolverUser == c.IKEv2User:
+		return c, fmt.Errorf("configuration: the daemons need three users that are not root")
 	case c.Processes < 0 || c.Processes > 32:
 		return c, fmt.Errorf("configuration: processes is %d, want 0 to 32", c.Processes)
 	}
@@ -67,9 +69,18 @@ var (
 	resolverV6 = netip.MustParseAddr("fd6c:6574:6865:ffff::53")
 )
 
-// The unprivileged ports of the first OpenVPN process of each transport; the
-// firewall redirects the public ports to them.
+// The unprivileged ports of the first OpenVPN process of each transport and of
+// charon; the firewall redirects the public ports to them.
 const (
 	basePortUDP = 21194
 	basePortTCP = 20443
+	portIKE     = 20500
+	portIKENAT  = 24500
 )
+
+// ikeDaemon is charon's index among the daemons; OpenVPN's processes count from 0.
+const ikeDaemon = 127
+
+// radiusAddr is where charon asks whether a customer may come in. No packet of
+// another machine gets to a loopback address.
+var radiusAddr = netip.MustParseAddrPort("127.0.0.1:21812")

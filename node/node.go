@@ -39,11 +39,13 @@ import (
 	"lethe/event"
 	"lethe/fault"
 	"lethe/firewall"
+	"lethe/ikev2"
 	"lethe/ledger"
 	"lethe/location"
 	"lethe/notify"
 	"lethe/openvpn"
 	"lethe/protocol"
+	"lethe/radius"
 	"lethe/resolver"
 	"lethe/secret"
 	"lethe/session"
@@ -72,6 +74,8 @@ type Node struct {
 	counters counters
 	sessions *session.Registry
 	vpn      *openvpn.Server
+	ike      *ikev2.Server
+	radius   *radius.Server // where charon asks
 	resolver *resolver.Server
 	sender   *usage.Sender
 	polled   chan struct{}   // a poll may have changed the sender's interval
@@ -187,6 +191,8 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	n.openFirewall(gctx)
 	g.Go(func() error { return n.vpn.Run(gctx) })
+	g.Go(func() error { return n.answerRADIUS(gctx) })
+	g.Go(func() error { return n.ike.Run(gctx) })
 	g.Go(func() error { return n.resolver.Run(gctx) })
 	g.Go(func() error { n.sender.Run(gctx); return nil })
 	g.Go(func() error {
@@ -230,7 +236,7 @@ func (n *Node) build() (err error) {
 	n.sessions = session.New(session.Config{
 		Salt: n.secrets.Salt, Ledger: n.ledger, Counters: n.counters,
 		Location: n.policy.location, Check: n.policy.check, Allowed: n.policy.allowed, Locate: n.policy.locate,
-		Kill:    func(ref session.Ref) { n.vpn.Kill(ref) },
+		Kill:    func(ref session.Ref) { n.vpn.Kill(ref); n.ike.Kill(ref) }, // each knows its own
 		Trouble: func() { n.log.Log(event.Trouble{Part: event.Firewall}) },
 	})
 	n.vpn, err = openvpn.New(openvpn.Config{
@@ -245,10 +251,12 @@ func (n *Node) build() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.buildIKE(); err != nil {
+		return err
+	}
 	var clients []netip.Prefix
-	for _, i := range n.vpn.Instances() {
-		nets := session.SubnetsOf(i.Daemon)
-		clients = append(clients, nets.V4, nets.V6)
+	for _, t := range n.tunnels() {
+		clients = append(clients, t.V4, t.V6)
 	}
 	n.resolver, err = resolver.New(resolver.Config{
 		RuntimeDir: filepath.Join(n.dir, "resolver"), UID: n.cfg.ResolverUser, GID: n.cfg.ResolverUser,
@@ -264,6 +272,47 @@ func (n *Node) build() (err error) {
 		Every: func() time.Duration { return time.Duration(n.policy.node().UsageSeconds) * time.Second },
 	}
 	return err
+}
+
+// buildIKE makes charon's part and the RADIUS server that lets its customers in.
+func (n *Node) buildIKE() (err error) {
+	n.ike, err = ikev2.New(ikev2.Config{
+		RuntimeDir: filepath.Join(n.dir, "ikev2"), UID: n.cfg.IKEv2User, GID: n.cfg.IKEv2User,
+		Daemon: ikeDaemon, Port: portIKE, PortNAT: portIKENAT,
+		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey,
+		RADIUS: radiusAddr, Node: n.policy.node,
+	}, n.sessions, n.log)
+	if err != nil {
+		return err
+	}
+	n.radius, err = radius.New(radius.Config{
+		Secret: n.ike.Secret(), Daemon: ikeDaemon, Protocol: protocol.IKEv2,
+		DNS: []netip.Addr{resolverV4, resolverV6}, Core: n.ike, Log: n.log,
+	})
+	return err
+}
+
+// answerRADIUS answers charon until ctx ends.
+func (n *Node) answerRADIUS(ctx context.Context) error {
+	conn, err := radius.Listen(radiusAddr.Port())
+	if err != nil {
+		return err
+	}
+	return n.radius.Serve(ctx, conn)
+}
+
+// tunnels returns the interfaces of all daemons and the networks behind them.
+func (n *Node) tunnels() (all []firewall.Tunnel) {
+	add := func(device string, daemon uint8) {
+		nets := session.SubnetsOf(daemon)
+		all = append(all, firewall.Tunnel{Device: device, V4: nets.V4, V6: nets.V6})
+	}
+	for _, i := range n.vpn.Instances() {
+		add(i.Device, i.Daemon)
+	}
+	i := n.ike.Instance()
+	add(i.Device, i.Daemon)
+	return all
 }
 
 // stop is the end of a server that was told to stop: its sessions have ended,
@@ -388,13 +437,15 @@ func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewa
 	}
 	cfg := firewall.Config{
 		Uplinks: n.cfg.Uplinks, Resolvers: []netip.Addr{resolverV4, resolverV6}, ResolverUID: n.cfg.ResolverUser,
-		BlockTCP: n.policy.node().BlockTCP, Control: control, Seed: n.seed,
-	}
-	for _, i := range n.vpn.Instances() {
-		nets := session.SubnetsOf(i.Daemon)
-		cfg.Tunnels = append(cfg.Tunnels, firewall.Tunnel{Device: i.Device, V4: nets.V4, V6: nets.V6})
+		BlockTCP: n.policy.node().BlockTCP, Control: control, Seed: n.seed, Tunnels: n.tunnels(),
 	}
 	for _, e := range self.Endpoints {
+		if e.Protocol == protocol.IKEv2 {
+			// Whoever meets a NAT on the way goes on at the second port (RFC 7296, section 2.23).
+			cfg.Ports = append(cfg.Ports, firewall.Port{Network: "udp", Public: e.Port, Daemons: []uint16{portIKE}},
+				firewall.Port{Network: "udp", Public: ikev2.PortNAT, Daemons: []uint16{portIKENAT}})
+			continue
+		}
 		port := firewall.Port{Network: "udp", Public: e.Port}
 		if e.Protocol == protocol.OpenVPNTCP {
 			port.Network = "tcp"

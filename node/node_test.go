@@ -24,9 +24,10 @@ func TestLoadConfig(t *testing.T) {
 		`{"log":"on"}`:            "unknown field",
 		`{"version":2}`:           "version is 2",
 		`{"uplinks":[]}`:          "at least one uplink",
-		`{"openvpn_user":0}`:      "two users",
+		`{"openvpn_user":0}`:      "three users",
+		`{"ikev2_user":64101}`:    "three users",
 		`{"processes":-1}`:        "processes is -1",
-		`{"resolver_user":64100}`: "two users",
+		`{"resolver_user":64100}`: "three users",
 	} {
 		if err := os.WriteFile(path, []byte(in), 0o600); err != nil {
 			t.Fatal(err)

@@ -37,6 +37,7 @@ type hunt struct {
 		TrustRoot []byte `json:"trust_root"`
 	}
 	guests  []*marked
+	strong  *strongClient // the last guest's
 	sampler *sampler
 	wire    *wire
 	began   time.Time // files that are older hold no mark
@@ -58,7 +59,7 @@ type hunt struct {
 func newHunt(t *testing.T) *hunt {
 	h := &hunt{t: t, began: time.Now(), chance: map[[3]string]bool{}, known: map[netip.Addr]bool{}}
 	h.l = newLab(t, func(o *lab.Options) {
-		o.Customers = 5
+		o.Customers = 6
 		// A peer is dead after six seconds, keys live for the shortest time that
 		// there is.
 		o.Spec = `{"poll_seconds": 1, "usage_seconds": 2, "keepalive_seconds": 1, "renegotiate_seconds": 60}`
@@ -68,7 +69,7 @@ func newHunt(t *testing.T) *hunt {
 	if err := json.Unmarshal([]byte(out), &h.keys); err != nil || len(h.keys.Salt) != 32 || len(h.keys.Seal) != 32 {
 		t.Fatal("the keys of servers are not what was agreed")
 	}
-	for i := range 5 {
+	for i := range 6 {
 		h.guests = append(h.guests, newMarked(h, i))
 	}
 	h.sampler = newSampler(t, h.l)
@@ -87,6 +88,9 @@ func (h *hunt) operate(stdin string, args ...string) string {
 	}
 	return string(out)
 }
+
+// connected are the guests who are let in.
+func (h *hunt) connected() []*marked { return append(slices.Clone(h.guests[:4]), h.guests[5]) }
 
 // settle waits until the servers have the last change.
 func (h *hunt) settle(t *testing.T) { (&trial{Lab: h.l, t: t, ctx: deadline(t)}).settle() }

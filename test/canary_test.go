@@ -25,8 +25,8 @@ type exception struct {
 }
 
 // exceptions are all that may be found. cN is the Nth customer; c0, c2 and c3 are
-// connected to Amsterdam when the live search runs, c1 to New York; c4 was refused
-// by both.
+// connected to Amsterdam when the live search runs, c5 as well, by IKEv2, and c1 to
+// New York; c4 was refused by both.
 var exceptions = []exception{
 	// What the inventory declares as kept.
 	{`store:account\.email`, `c\d e-mail`, false, "account.email: to log in"},
@@ -38,6 +38,7 @@ var exceptions = []exception{
 
 	// Customers' own machines.
 	{`file:customer-\d/home/.*`, `c\d (user name|password)`, false, "the app, and the system's own client, keep the customer's credential on the customer's machine"},
+	{`file:customer-6/data/.*`, `c5 .*`, false, "the system's own client: its settings and its log"},
 	{`argv:customer-\d/(sh|lethe)`, `c\d e-mail`, false, "what the customer types"},
 
 	// On the wire.
@@ -52,7 +53,8 @@ var exceptions = []exception{
 	{`kernel:(nl-ams|us-nyc)-1/neighbours`, `c\d tunnel v6.*`, true, "kernel:neighbours"},
 	{`memory:nl-ams-1/openvpn`, `c[0234] .*`, true, "memory:openvpn/session"},
 	{`memory:us-nyc-1/openvpn`, `c[014] .*`, true, "memory:openvpn/session; c0 was there before"},
-	{`memory:nl-ams-1/lethe-node`, `c[0234] (address|user|password|tunnel|wrong|unknown).*`, true, "memory:lethe-node/session"},
+	{`memory:nl-ams-1/charon-systemd`, `c5 .*`, true, "memory:charon/session"},
+	{`memory:nl-ams-1/lethe-node`, `c[02345] (address|user|password|tunnel|wrong|unknown).*`, true, "memory:lethe-node/session"},
 	{`memory:us-nyc-1/lethe-node`, `c[014] (address|user|password|tunnel|wrong|unknown).*`, true, "memory:lethe-node/session"},
 	{`memory:(nl-ams|us-nyc)-1/lethe-node`, `c\d password as text nt-hash`, true, "authdb, as above"},
 	{`memory:(nl-ams|us-nyc)-1/unbound`, `c\d (dns|tunnel).*`, true, "the resolver answers, and forgets within a minute"},
@@ -141,6 +143,18 @@ func (h *hunt) sessions(t *testing.T) {
 			g[3].use()
 		},
 		func() { h.refusals(t, ams, nyc) },
+		func() { // strongSwan, which knows nothing of the app
+			profile := g[5].Data("lethe.conf")
+			g[5].must("", "config", "export", "nl-ams", "--format", "swanctl", "-o", profile)
+			h.strong = newStrongClient(h.t, g[5].Machine, amsterdam)
+			h.strong.load(profile, g[5].username, g[5].password)
+			if err := h.strong.connect(); err != nil {
+				t.Errorf("%v\n%s", err, h.strong.log())
+				return
+			}
+			g[5].learn()
+			g[5].use()
+		},
 	)
 }
 
@@ -174,7 +188,7 @@ func (h *hunt) live(t *testing.T) {
 		}
 		return false
 	})
-	for _, g := range h.guests[:4] {
+	for _, g := range h.connected() {
 		g.use()
 	}
 	hits := h.search(t, true)
@@ -189,6 +203,7 @@ func (h *hunt) live(t *testing.T) {
 		`fd:nl-ams-1/lethe-node/lethe-ledger`:        `c2 user hash`,
 		`memory:nl-ams-1/openvpn`:                    `c3 user name`,
 		`memory:us-nyc-1/openvpn`:                    `c1 user name`,
+		`memory:nl-ams-1/charon-systemd`:             `c5 user name`,
 		`memory:nl-ams-1/unbound`:                    `c0 dns name`,
 		`memory:control/lethe-control`:               `c0 e-mail`,
 		`packet:tunnel`:                              `c3 address v4`,
@@ -220,9 +235,10 @@ func (h *hunt) ends(t *testing.T) {
 		},
 		func() { g[2].client.vanish() },
 		func() { g[3].client.kill() },
+		func() { h.strong.leave() },
 		func() { g[0].must("", "disconnect") },
 	)
-	for _, g := range h.guests[:4] {
+	for _, g := range h.connected() {
 		usage(t, h.l, g.email, func(rows []usageRow) bool { return len(rows) > 0 })
 	}
 	h.ended = time.Now()
@@ -244,7 +260,7 @@ func (h *hunt) after(t *testing.T) {
 	for _, bad := range leaks(hits, false) {
 		t.Error("LEAK:", bad)
 	}
-	for _, want := range []string{"c0 user hash", "c1 user hash", "c2 user hash", "c3 user hash"} {
+	for _, want := range []string{"c0 user hash", "c1 user hash", "c2 user hash", "c3 user hash", "c5 user hash"} {
 		if !found(hits, `store:usage\.user_hash`, want) {
 			t.Errorf("%s is in no usage row", want)
 		}

@@ -399,7 +399,10 @@ func (w *trial) junk() {
 	machines := append([]string{"control"}, serverNames()...)
 	for _, s := range serverNames() {
 		for _, a := range w.addresses(s)[:2] {
-			tcp, udp = append(tcp, netip.AddrPortFrom(a, 443)), append(udp, netip.AddrPortFrom(a, 1194))
+			tcp = append(tcp, netip.AddrPortFrom(a, 443))
+			for _, port := range []uint16{1194, 500, 4500} {
+				udp = append(udp, netip.AddrPortFrom(a, port))
+			}
 		}
 	}
 	all := w.rubbish()
@@ -435,7 +438,7 @@ func (w *trial) junk() {
 	round()
 	round()
 	// Programs are built with counters and the race detector here, which keep memory of their own.
-	bounds := map[string]int{"openvpn": 4 << 10, "unbound": 4 << 10, "lethe-node": 48 << 10, "lethe-control": 64 << 10}
+	bounds := map[string]int{"openvpn": 4 << 10, "charon-systemd": 4 << 10, "unbound": 4 << 10, "lethe-node": 48 << 10, "lethe-control": 64 << 10}
 	for _, m := range machines {
 		w.same(m, before[m])
 		for pid, p := range w.processes(m) {

@@ -4,7 +4,7 @@ package house_test
 var leaves = []string{"private", "fault", "event", "day", "protocol", "version", "notify", "memfd"}
 
 // edges says what else each package may import. Adapters (api, firewall,
-// openvpn, resolver, store/sqlite) never import each other; node, control,
+// openvpn, radius, resolver, store/sqlite) never import each other; node, control,
 // client and lab put things together.
 var edges = map[string][]string{
 	"private": {}, "fault": {}, "event": {}, "day": {}, "protocol": {}, "version": {}, "notify": {}, "memfd": {},
@@ -21,8 +21,14 @@ var edges = map[string][]string{
 	"ledger":         {"location", "usage"},
 	"session":        {"ledger", "location", "usage"},
 	"account":        {},
-	"bundle":         {"authdb"},
-	"geoip":          {"usage"},
+	// slot counts connected devices. Its stores know neither accounts nor each
+	// other; slottest is the contract that both are tested against.
+	"slot":          {"account"},
+	"slot/memory":   {"slot"},
+	"slot/valkey":   {"slot"},
+	"slot/slottest": {"slot"},
+	"bundle":        {"authdb"},
+	"geoip":         {"usage"},
 	// publish knows the domain, not how the store keeps it.
 	"publish": {"authdb", "bundle", "geoip", "location", "spec"},
 	"store":   {"account", "location", "publish", "usage"},
@@ -35,18 +41,21 @@ var edges = map[string][]string{
 	"firewall":   {"session"},
 	"resolver":   {"daemon"},
 	"openvpn":    {"daemon", "location", "session", "spec"},
-	"node": {"authdb", "bundle", "firewall", "geoip", "ledger", "location", "openvpn", "resolver", "secret",
+	"vici":       {},
+	"ikev2":      {"daemon", "location", "session", "spec", "vici"},
+	"radius":     {"session"},
+	"node": {"authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
 		"session", "spec", "usage"},
-	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "store",
-		"store/sqlite", "usage"},
+	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
+		"slot/memory", "slot/valkey", "store", "store/sqlite", "usage"},
 	// the app renders the same client configuration that systems' own clients get.
-	"client": {"account", "api/client", "location", "openvpn"},
-	"lab":    {"control", "location", "secret", "bundle", "spec", "geoip"},
+	"client": {"account", "api/client", "ikev2", "location", "openvpn"},
+	"lab":    {"client", "control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
 // customer's data and never run on a provider's machine.
-var harness = map[string]bool{"test": true, "lab": true, "store/storetest": true}
+var harness = map[string]bool{"test": true, "lab": true, "store/storetest": true, "slot/slottest": true}
 
 // logger names packages that may import log for libraries that insist on a
 // *log.Logger; package event makes one that drops.
@@ -55,17 +64,21 @@ var logger = map[string]bool{"api": true}
 // reveals counts the calls of private.Value.Reveal by package.
 var reveals = map[string]int{
 	"account":      6,
-	"api":          3,
-	"api/client":   3,
+	"api":          4,
+	"api/client":   4,
 	"bundle":       2,
-	"client":       9,
-	"control":      8,
+	"client":       12,
+	"control":      9,
+	"ikev2":        5,
 	"node":         5,
 	"openvpn":      10,
 	"publish":      6,
+	"radius":       1,
 	"ratelimit":    1,
 	"secret":       7,
 	"session":      4,
+	"slot":         3,
+	"slot/valkey":  1,
 	"store":        2,
 	"store/sqlite": 6,
 	"usage":        1,
