@@ -9,10 +9,11 @@
 // (search.go). A [Hit] says where and in which form, never the value.
 //
 // Bytes that mean nothing hold short forms by chance: the four bytes of an IPv4
-// address stand once in 4 GiB of random data. Hits of such forms are [Hit.Weak].
-// [Confirmed] wants two marks in one form on one surface before it believes them;
-// a leak gives that as soon as two customers were there. [Set.Chance] says how many
-// chance hits to expect.
+// address stand once in 4 GiB of random data, and the 64 MiB that one Argon2 has
+// filled are random data. Hits of such forms are [Hit.Weak], and [Hit.Noise] where
+// the bytes around them have no pattern. [Confirmed] wants two marks in one form on
+// one surface before it believes them, and far more amid noise; a leak gives that as
+// soon as two customers were there. [Set.Chance] says how many chance hits to expect.
 package canary
 
 import (
@@ -92,6 +93,7 @@ type Hit struct {
 	Encoding string
 	Count    int  // occurrences in this form
 	Weak     bool // the form is so short that chance may have made it
+	Noise    bool // every occurrence stands amid bytes as in random data
 }
 
 // String describes h.
@@ -103,26 +105,37 @@ func (h Hit) String() string {
 	return s
 }
 
-// Confirmed returns the hits that are no chance: all but the weak ones that are the
-// only mark found in their form on their surface.
+// Confirmed returns the hits that are no chance: of the weak ones those that share
+// their form and surface with another mark. Those amid noise count only where there
+// are noiseMarks: a structure that holds an address, a packet or a table has
+// neighbours with a pattern.
 func Confirmed(hits []Hit) []Hit {
 	type key struct{ surface, encoding string }
-	marks := map[key]map[string]bool{}
+	type marks map[string]bool
+	clear, noisy := map[key]marks{}, map[key]marks{}
 	for _, h := range hits {
-		k := key{h.Surface, h.Encoding}
-		if marks[k] == nil {
-			marks[k] = map[string]bool{}
+		k, in := key{h.Surface, h.Encoding}, clear
+		if h.Noise {
+			in = noisy
 		}
-		marks[k][h.Mark] = true
+		if in[k] == nil {
+			in[k] = marks{}
+		}
+		in[k][h.Mark] = true
 	}
 	var sure []Hit
 	for _, h := range hits {
-		if !h.Weak || len(marks[key{h.Surface, h.Encoding}]) > 1 {
+		k := key{h.Surface, h.Encoding}
+		if !h.Weak || !h.Noise && len(clear[k]) > 1 || len(noisy[k]) >= noiseMarks {
 			sure = append(sure, h)
 		}
 	}
 	return sure
 }
+
+// noiseMarks different marks in one form amid noise are no chance: where one is
+// expected, eight come once in 100,000 searches.
+const noiseMarks = 8
 
 // Form sizes in bytes.
 const (

@@ -218,6 +218,45 @@ func TestConfirmed(t *testing.T) {
 	}
 }
 
+// TestNoise puts addresses into random bytes, alone and in structures.
+func TestNoise(t *testing.T) {
+	var marks []canary.Mark
+	var forms [][]byte
+	for i := range byte(8) {
+		forms = append(forms, []byte{45, 112, 203, 9 + i})
+		marks = append(marks, canary.Address(fmt.Sprint(i), netip.AddrFrom4([4]byte(forms[i]))))
+	}
+	s := set(t, marks...)
+	put := func(n int, neighbour []byte) []byte {
+		b := noise(1 << 16)
+		for i := range n {
+			copy(b[5000*(i+1):], slices.Concat(forms[i], neighbour))
+		}
+		return b
+	}
+	zeros := make([]byte, 24)
+	for name, c := range map[string]struct {
+		in   []byte
+		want int
+	}{
+		"alone":                    {put(1, nil), 0},
+		"seven":                    {put(7, nil), 0},
+		"eight":                    {put(8, nil), 8},
+		"one before zeros":         {put(1, zeros), 0},
+		"two before zeros":         {put(2, zeros), 2},
+		"two, no context":          {slices.Concat(forms[0], forms[1]), 2},
+		"one clear, one in noise":  {slices.Concat(put(1, nil), zeros, zeros, forms[1], zeros), 0},
+		"one, in noise and clear":  {slices.Concat(put(1, nil), zeros, zeros, forms[0], zeros, forms[1]), 2},
+		"two before zeros, sliced": {slices.Concat(noise(1<<20-5010), put(2, zeros)), 2},
+	} {
+		find := canary.Confirmed(s.Find("s", c.in))
+		stream, err := s.Search("s", iotest.HalfReader(bytes.NewReader(c.in)))
+		if stream = canary.Confirmed(stream); err != nil || len(find) != c.want || len(stream) != c.want {
+			t.Errorf("%s: got %v, %v, %v, want %d", name, find, stream, err, c.want)
+		}
+	}
+}
+
 // TestChance compares the promised number of chance hits with a count.
 func TestChance(t *testing.T) {
 	var marks []canary.Mark

@@ -21,7 +21,7 @@ func (s *Set) Find(surface string, b []byte) []Hit { return s.find(surface, b, m
 
 func (s *Set) find(surface string, b []byte, depth int) []Hit {
 	c := collection{set: s, surface: surface}
-	s.scan(b, 0, func(i, at int) { c.add(i, int64(at)) })
+	s.scan(b, 0, func(i, at int) { c.add(i, b, at, 0) })
 	return append(c.hits(), s.unpack(surface, c.members, bytes.NewReader(b), depth)...)
 }
 
@@ -70,7 +70,7 @@ func (s *Set) search(surface string, r io.Reader) (hits []Hit, members []int64, 
 		var n int
 		n, err = io.ReadFull(r, buf[have:])
 		b := buf[:have+n]
-		s.scan(b, have, func(i, at int) { c.add(i, base+int64(at)) })
+		s.scan(b, have, func(i, at int) { c.add(i, b, at, base) })
 		keep := min(overlap, len(b))
 		base += int64(len(b) - keep)
 		have = copy(buf, b[len(b)-keep:])
@@ -89,20 +89,45 @@ type collection struct {
 	members []int64
 }
 
-func (c *collection) add(i int, offset int64) {
+// add notes pattern i in b at an offset; b itself begins at base.
+func (c *collection) add(i int, b []byte, at int, base int64) {
 	p := &c.set.patterns[i]
+	offset := base + int64(at)
 	switch h := c.found[i]; {
 	case p.member:
 		c.members = append(c.members, offset)
 	case h != nil:
 		h.Count++
 		h.Offset = min(h.Offset, offset)
+		h.Noise = h.Noise && noise(b, at, at+len(p.bytes))
 	default:
 		if c.found == nil {
 			c.found = map[int]*Hit{}
 		}
-		c.found[i] = &Hit{Surface: c.surface, Offset: offset, Mark: p.mark, Encoding: p.encoding, Count: 1, Weak: p.weak}
+		c.found[i] = &Hit{Surface: c.surface, Offset: offset, Mark: p.mark, Encoding: p.encoding, Count: 1, Weak: p.weak, Noise: noise(b, at, at+len(p.bytes))}
 	}
+}
+
+// around is how many bytes on either side show whether there is a pattern.
+const around = 32
+
+// noise reports whether the bytes around b[from:to] are as in random data, where 64
+// bytes have 57 different values and hardly ever fewer than 48. It wants at least
+// the bytes of one side.
+func noise(b []byte, from, to int) bool {
+	before, after := b[max(0, from-around):from], b[to:min(len(b), to+around)]
+	var seen [256]bool
+	different := 0
+	for _, side := range [][]byte{before, after} {
+		for _, c := range side {
+			if !seen[c] {
+				seen[c] = true
+				different++
+			}
+		}
+	}
+	n := len(before) + len(after)
+	return n >= around && different >= n*3/4
 }
 
 // hits returns the hits in the order of their offsets.
