@@ -339,7 +339,7 @@ func (g *guest) placed() (a netip.Addr, ok bool) {
 	err := g.Inside(func() error {
 		all, err := net.InterfaceAddrs()
 		for _, i := range all {
-			if p, err := netip.ParsePrefix(i.String()); err == nil && tunnels4.Contains(p.Addr()) {
+			if p, err := netip.ParsePrefix(i.String()); err == nil && inTunnel(p.Addr()) {
 				a, ok = p.Addr(), true
 			}
 		}
@@ -351,8 +351,11 @@ func (g *guest) placed() (a netip.Addr, ok bool) {
 	return a, ok
 }
 
-// tunnels4 holds all tunnel addresses of IPv4.
-var tunnels4 = netip.MustParsePrefix("10.64.0.0/10")
+// inTunnel reports whether a is a tunnel address of IPv4 (session.SubnetsOf).
+func inTunnel(a netip.Addr) bool {
+	b := a.Unmap().AsSlice()
+	return len(b) == 4 && b[0] == 10 && b[1] >= 64 && b[1] < 192
+}
 
 // leave disconnects and books the session, and its forerunners if they are not
 // booked yet.

@@ -143,19 +143,20 @@ func (g *marked) app(place, transport string) {
 func (g *marked) learn() {
 	g.t.Helper()
 	var addrs []netip.Addr
-	err := g.Inside(func() error {
-		all, err := net.InterfaceAddrs()
-		for _, a := range all {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && (tunnels4.Contains(p.Addr()) ||
-				netip.MustParsePrefix("fd6c:6574:6865::/48").Contains(p.Addr())) {
-				addrs = append(addrs, p.Addr())
+	until(g.t, 5*time.Second, func() string { return fmt.Sprintf("%s has %d tunnel addresses", g.Name, len(addrs)) }, func() bool {
+		addrs = nil
+		err := g.Inside(func() error {
+			all, err := net.InterfaceAddrs()
+			for _, a := range all {
+				if p, err := netip.ParsePrefix(a.String()); err == nil && (inTunnel(p.Addr()) ||
+					netip.MustParsePrefix("fd6c:6574:6865::/48").Contains(p.Addr())) {
+					addrs = append(addrs, p.Addr())
+				}
 			}
-		}
-		return err
+			return err
+		})
+		return err == nil && len(addrs) == 2
 	})
-	if err != nil || len(addrs) != 2 {
-		g.t.Fatalf("%s has %d tunnel addresses, %v", g.Name, len(addrs), err)
-	}
 	g.h.learned(g.label, addrs)
 }
 
