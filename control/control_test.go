@@ -357,6 +357,7 @@ func TestErrors(t *testing.T) {
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2", goodCA, goodTLS), "", 2, "endpoint"},
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "pptp:1", goodCA, goodTLS), "", 2, "endpoint"},
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2:0", goodCA, goodTLS), "", 2, "endpoint"},
+		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2:501", goodCA, goodTLS), "", 2, "want 500"},
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2:500", "/nowhere", goodTLS), "", 2, "cannot be read"},
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2:500", "/dev/zero", goodTLS), "", 2, "more than 16384 bytes"},
 		{server("nl-ams-2", "nl-ams", "192.0.2.1", "ikev2:500", goodTLS, goodTLS), "", 2, "not a PEM certificate"},

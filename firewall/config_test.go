@@ -36,8 +36,11 @@ func TestValidate(t *testing.T) {
 		"public port too high": func(c *firewall.Config) { c.Ports[0].Public = 40000 },
 		"public port twice":    func(c *firewall.Config) { c.Ports = append(c.Ports, c.Ports[0]) },
 		"daemon port too high": func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{40000} },
-		"daemon port too low":  func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{443} },
-		"daemon port public":   func(c *firewall.Config) { c.Ports[0].Public = 21194 },
+		"daemon port zero":     func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{0} },
+		"daemon port public":   func(c *firewall.Config) { c.Ports[0].Daemons = []uint16{21194, 1194} },
+		"direct, and shared": func(c *firewall.Config) {
+			c.Ports = append(c.Ports, firewall.Port{Network: "udp", Public: 21194, Daemons: []uint16{21194}})
+		},
 		"resolver mapped":      func(c *firewall.Config) { c.Resolvers[0] = netip.MustParseAddr("::ffff:10.64.0.1") },
 		"control without port": func(c *firewall.Config) { c.Control = []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:0")} },
 		"mail allowed":         func(c *firewall.Config) { c.BlockTCP = []uint16{465} },

@@ -18,13 +18,15 @@
 // A packet's way, and where it ends when it may not pass:
 //
 //	prerouting_raw    spoofed sources (up_N, for tunnel N); tunnel addresses from outside (CVE-2019-14899);
-//	                  the daemons' own ports, which only the redirection may reach
+//	                  the daemons' own ports, which only the redirection may reach. What goes to a daemon that
+//	                  listens on the public port itself is not tracked: no table holds its customers' addresses
 //	prerouting_nat    nowhere: public port -> one of several daemons, by hash of the source
 //	input             all but VPN ports, ICMP errors and neighbour discovery; from tunnels
 //	                  all but DNS
 //	forward           client to client; private and special ranges; mail (TCP 25)
 //	postrouting_count traffic to tunnel addresses without a session (down_N)
 //	postrouting_nat   source ports at random from a range without listeners (CVE-2021-3773)
+//	output_raw        nowhere: the daemons' own packets to customers are not tracked either
 //	output            all but replies, the resolver's queries and the control plane
 //
 // No rule logs, traces, queues or remembers an address outside these sets.
@@ -59,13 +61,18 @@ type Tunnel struct {
 	V6     netip.Prefix // /112 or smaller, unique local
 }
 
-// Port is one public VPN port and the unprivileged ports of the daemons that
-// share it. A customer's source address always leads to the same daemon.
+// Port is one public VPN port and the ports of the daemons that share it. A customer's source
+// address always leads to the same daemon.
+//
+// A single daemon that listens on the public port itself is direct: its packets are neither
+// rewritten nor tracked, so the kernel has no table of who talks to it.
 type Port struct {
 	Network string   // "udp" or "tcp"
 	Public  uint16   // port that customers connect to
-	Daemons []uint16 // one port for each daemon, 1024 to 32767
+	Daemons []uint16 // one port for each daemon, below 32768
 }
+
+func (p Port) direct() bool { return len(p.Daemons) == 1 && p.Daemons[0] == p.Public }
 
 // Config is what the rules depend on.
 type Config struct {
@@ -155,8 +162,8 @@ func (c Config) validatePorts() error {
 			return fmt.Errorf("firewall: port %d: want a port of its own below %d", p.Public, FirstExitPort)
 		}
 		for _, d := range p.Daemons {
-			if d < 1024 || d >= FirstExitPort || !take(p.Network, d) {
-				return fmt.Errorf("firewall: port %d: daemon port %d: want a port of its own from 1024 to %d", p.Public, d, FirstExitPort-1)
+			if !p.direct() && (d == 0 || d >= FirstExitPort || !take(p.Network, d)) {
+				return fmt.Errorf("firewall: port %d: daemon port %d: want a port of its own below %d", p.Public, d, FirstExitPort)
 			}
 		}
 	}

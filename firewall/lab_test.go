@@ -89,6 +89,8 @@ func newLab(t testing.TB) *lab {
 		Ports: []firewall.Port{
 			{Network: "udp", Public: 1194, Daemons: []uint16{21194, 21195}},
 			{Network: "tcp", Public: 443, Daemons: []uint16{20443, 20444}},
+			{Network: "udp", Public: 4500, Daemons: []uint16{4500}},
+			{Network: "tcp", Public: 993, Daemons: []uint16{993}},
 		},
 		ResolverUID: 4242, BlockTCP: []uint16{25, 465}, Seed: 7,
 		Control: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:8443"), netip.MustParseAddrPort("[2001:db8:9::9]:8443")},

@@ -62,6 +62,9 @@ table inet lethe {
 	chain forward {
 		type filter hook forward priority filter; policy drop;
 %s	}
+	chain output_raw {
+		type filter hook output priority raw; policy accept;
+%s	}
 	chain output {
 		type filter hook output priority filter; policy drop;
 		oifname "lo" accept
@@ -81,15 +84,15 @@ func Closed() string { return frameOf(chains{}) }
 
 // chains are the rules of each chain of the frame, and the tunnels' own chains.
 type chains struct {
-	tunnels                                                     string
-	preroutingRaw, preroutingNAT, tunnelInput, input            string
-	tunnelForward, fromTunnel, toTunnel, forward, output, count string
-	postroutingNAT                                              string
+	tunnels                                                 string
+	preroutingRaw, preroutingNAT, tunnelInput, input        string
+	tunnelForward, fromTunnel, toTunnel, forward, outputRaw string
+	output, count, postroutingNAT                           string
 }
 
 func frameOf(c chains) string {
 	return fmt.Sprintf(frame, c.tunnels, c.preroutingRaw, c.preroutingNAT, c.tunnelInput, c.input, c.tunnelForward,
-		c.fromTunnel, c.toTunnel, c.forward, c.output, c.count, c.postroutingNAT)
+		c.fromTunnel, c.toTunnel, c.forward, c.outputRaw, c.output, c.count, c.postroutingNAT)
 }
 
 // Waiting returns the rules of a server that has its secrets and no bundle yet: it
@@ -121,7 +124,7 @@ func (c Config) Rules() (string, error) {
 	return frameOf(chains{
 		tunnels: r.perTunnel(), preroutingRaw: r.prerouting(), preroutingNAT: r.redirect(), tunnelInput: r.tunnelInput(),
 		input: r.input(), tunnelForward: r.tunnelForward(), fromTunnel: r.fromTunnel(), toTunnel: r.toTunnel(),
-		forward: r.forward(), output: r.output(), count: r.count(), postroutingNAT: r.masquerade(),
+		forward: r.forward(), outputRaw: r.outputRaw(), output: r.output(), count: r.count(), postroutingNAT: r.masquerade(),
 	}), nil
 }
 
@@ -184,9 +187,35 @@ func (c renderer) prerouting() string {
 		r.add("ip6 %s %s drop", side, c.v6)
 	}
 	for _, p := range c.Ports {
-		r.add("%s dport %s fib daddr type local drop", p.Network, braces(p.Daemons))
+		if !p.direct() {
+			r.add("%s dport %s fib daddr type local drop", p.Network, braces(p.Daemons))
+		}
+	}
+	for _, d := range c.directs() {
+		r.add("%s dport %s fib daddr type local notrack", d.network, d.ports)
 	}
 	return r.String()
+}
+
+// direct are the ports of one network whose daemons listen on them.
+type direct struct{ network, ports string }
+
+// number is the network's protocol number (RFC 791, RFC 8200).
+func (d direct) number() string { return map[string]string{"udp": "17", "tcp": "6"}[d.network] }
+
+func (c renderer) directs() (all []direct) {
+	for _, network := range []string{"udp", "tcp"} {
+		var ports []uint16
+		for _, p := range c.Ports {
+			if p.Network == network && p.direct() {
+				ports = append(ports, p.Public)
+			}
+		}
+		if len(ports) > 0 {
+			all = append(all, direct{network, braces(ports)})
+		}
+	}
+	return all
 }
 
 func (c renderer) redirect() string {
@@ -198,6 +227,9 @@ func (c renderer) redirect() string {
 		r.add(`iifname "%s" ip6 saddr %v ct mark set @nh,160,32 and 0x0000ffff or 0x%02x%02x0000`, t.Device, t.V6, net[0], net[1])
 	}
 	for _, p := range c.Ports {
+		if p.direct() {
+			continue
+		}
 		to := fmt.Sprint(p.Daemons[0])
 		for _, family := range []string{"ip", "ip6"} {
 			if n := len(p.Daemons); n > 1 {
@@ -234,8 +266,18 @@ func family(a netip.Addr) string {
 
 func (c renderer) input() string {
 	var r rules
+	for _, d := range c.directs() {
+		r.add("iifname %s %s dport %s ct state untracked accept", c.uplinks, d.network, d.ports)
+		// What routers say of packets to customers, for the path MTU: the packet that they quote
+		// behind eight bytes of ICMP comes from such a port (RFC 792; RFC 4443, section 3).
+		r.add("iifname %s icmp type destination-unreachable @th,136,8 %s @th,224,16 %s accept", c.uplinks, d.number(), d.ports)
+		r.add("iifname %s icmpv6 type { destination-unreachable, packet-too-big } @th,112,8 %s @th,384,16 %s accept", c.uplinks, d.number(), d.ports)
+	}
 	r.add("ct state invalid drop")
 	for _, p := range c.Ports {
+		if p.direct() {
+			continue
+		}
 		r.add("iifname %s ct status dnat %s dport %s accept", c.uplinks, p.Network, braces(p.Daemons))
 	}
 	r.add("iifname %s goto tunnel_input", c.tunnels)
@@ -292,8 +334,19 @@ func (c renderer) toTunnel() string {
 	return r.String()
 }
 
+func (c renderer) outputRaw() string {
+	var r rules
+	for _, d := range c.directs() {
+		r.add("oifname %s %s sport %s notrack", c.uplinks, d.network, d.ports)
+	}
+	return r.String()
+}
+
 func (c renderer) output() string {
 	var r rules
+	for _, d := range c.directs() {
+		r.add("oifname %s %s sport %s ct state untracked accept", c.uplinks, d.network, d.ports)
+	}
 	r.add("ct state invalid drop")
 	r.add("ct state established,related accept")
 	if len(c.Resolvers) > 0 {

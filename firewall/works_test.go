@@ -3,6 +3,7 @@ package firewall_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -617,4 +618,115 @@ func BenchmarkSession(b *testing.B) {
 	for i, w := range work {
 		b.ReportMetric(float64(took[i].Microseconds())/float64(b.N), w.name+"-µs/op")
 	}
+}
+
+// TestDirect shows that a daemon that listens on its public port is reached without a trace in
+// connection tracking, in which others' customers stand, and not by customers from inside.
+func TestDirect(t *testing.T) {
+	l := newLab(t)
+	l.full(nil)
+	l.admit(l.counters())
+	l.echo(l.server, ":4500", ":993", ":21194", ":21195")
+	tracked := func() string {
+		b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, c := range []struct {
+		network, port string
+		direct        bool
+	}{{"udp", "4500", true}, {"tcp", "993", true}, {"udp", "1194", false}} {
+		for _, server := range []string{serverV4, serverV6} {
+			if !l.reach(l.inet, c.network, "", net.JoinHostPort(server, c.port)) {
+				t.Errorf("%s port %s of %s cannot be reached", c.network, c.port, server)
+			}
+			if l.reach(l.clients[0].ns, c.network, "", net.JoinHostPort(server, c.port)) {
+				t.Errorf("%s port %s of %s can be reached through the tunnel", c.network, c.port, server)
+			}
+		}
+		inNS(t, l.server, func() {
+			for line := range strings.Lines(tracked()) {
+				if fromInternet := strings.Contains(line, "src="+inetV4+" "); c.direct && fromInternet {
+					t.Errorf("%s port %s is tracked: %s", c.network, c.port, line)
+				}
+			}
+			if !c.direct && !strings.Contains(tracked(), "src="+inetV4+" ") {
+				t.Error("a redirected port is not tracked; the test would not notice anything")
+			}
+		})
+	}
+}
+
+// TestPathMTU shows that a direct port's daemon learns what packets the way to a customer takes,
+// and of no other port's.
+func TestPathMTU(t *testing.T) {
+	l := newLab(t)
+	l.echo(l.server, ":4500", ":4501", ":993")
+	rules := l.full(nil)
+	mtu := func(family, to string) string {
+		out, err := exec.Command("ip", "-n", l.server, family, "route", "get", to).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		_, after, _ := strings.Cut(string(out), " mtu ")
+		value, _, _ := strings.Cut(after, " ")
+		return strings.TrimSpace(value)
+	}
+	learns := func(port uint16) (all []string) {
+		for _, a := range [][2]string{{serverV4, inetV4}, {serverV6, inetV6}} {
+			l.raw(tooBig(netip.MustParseAddr(a[1]), udpPacket(at(netip.MustParseAddr(a[0]), port), at(netip.MustParseAddr(a[1]), 5555), make([]byte, 64))))
+		}
+		learned := func() bool {
+			all = []string{mtu("-4", inetV4), mtu("-6", inetV6)}
+			return all[0] != "" && all[1] != ""
+		}
+		for end := time.Now().Add(patience); time.Now().Before(end) && !learned(); {
+			time.Sleep(time.Millisecond)
+		}
+		return all
+	}
+	if got := learns(4501); got[0] != "" || got[1] != "" {
+		t.Errorf("of another port: %v", got)
+	}
+	spoiled := rules
+	for line := range strings.Lines(rules) {
+		if strings.Contains(line, "@th,") {
+			spoiled = strings.Replace(spoiled, line, "", 1)
+		}
+	}
+	l.load(spoiled)
+	if got := learns(4500); got[0] != "" || got[1] != "" {
+		t.Errorf("without the rules: %v; the test would not notice anything", got)
+	}
+	l.load(rules)
+	if got := learns(4500); got[0] != "1300" || got[1] != "1300" {
+		t.Errorf("got %v, want 1300", got)
+	}
+}
+
+// tooBig is the answer of a router to a packet that is larger than 1300 bytes (RFC 1191; RFC 4443,
+// section 3.2).
+func tooBig(router netip.Addr, packet []byte) []byte {
+	version, src, _ := ends(packet)
+	kind := []byte{3, 4, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}
+	if version == 6 {
+		kind = []byte{2, 0, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}
+	}
+	icmp := append(kind, packet...)
+	ip := udpPacket(at(router, 0), at(src, 0), icmp)
+	if version == 6 {
+		ip = append(ip[:40], icmp...)
+		ip[4], ip[5], ip[6] = byte(len(icmp)>>8), byte(len(icmp)), 58
+		pseudo := append(append(router.AsSlice(), src.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, 58)
+		binary.BigEndian.PutUint16(ip[42:], sum16(append(pseudo, icmp...)))
+		return ip
+	}
+	binary.BigEndian.PutUint16(icmp[2:], sum16(icmp))
+	ip = append(ip[:20], icmp...)
+	ip[9], ip[10], ip[11] = 1, 0, 0
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
+	binary.BigEndian.PutUint16(ip[10:], sum16(ip[:20]))
+	return ip
 }

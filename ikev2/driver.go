@@ -182,8 +182,6 @@ func (d *driver) adopt(ctx context.Context) *daemon.Process {
 	return p
 }
 
-const capNetAdmin = 12 // CAP_NET_ADMIN, capabilities(7)
-
 // start makes directory and device and starts charon.
 func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 	// No process, no session: what a former one left in the books ends here.
@@ -218,7 +216,7 @@ func (d *driver) launch(ctx context.Context) (*daemon.Process, error) {
 	cfg := d.s.cfg
 	return daemon.Start(ctx, daemon.Spec{
 		Path: cfg.Binary, Env: []string{"STRONGSWAN_CONF=/proc/self/fd/3"}, UID: cfg.UID, GID: cfg.GID,
-		Caps: []uintptr{capNetAdmin}, Files: []*os.File{f},
+		Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}, Files: []*os.File{f},
 	})
 }
 

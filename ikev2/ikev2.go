@@ -19,7 +19,7 @@
 // the list of IKE SAs at any moment, and are, on each new connection. Bytes are counted by the kernel per tunnel
 // address (package firewall), which does not change when keys, addresses or agents do.
 //
-// Charon runs without privileges but for CAP_NET_ADMIN, logs nothing (every logger at −1; the silence is
+// Charon runs without privileges but for CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, logs nothing (every logger at −1; the silence is
 // tested) and outlives the agent. Its configuration, with the RADIUS secret in it, is a memfd: strongSwan
 // reads STRONGSWAN_CONF from a regular file only, which a pipe on standard input is not, and /proc/self/fd/3
 // of a memfd is. As soon as charon answers, the memfd is overwritten. Certificate and private key go in over
@@ -50,7 +50,8 @@ import (
 	"lethe/spec"
 )
 
-// The ports of IKE (RFC 7296, sections 2 and 2.23). Customers cannot be told others.
+// The ports of IKE (RFC 7296, sections 2 and 2.23), on which charon listens, IPv4 and IPv6. Customers
+// cannot be told others.
 const (
 	Port    = 500
 	PortNAT = 4500
@@ -62,11 +63,8 @@ type Config struct {
 	RuntimeDir string // directory of the control socket; made if absent, on a RAM disk
 	UID, GID   uint32 // whom the process runs as; not 0
 
-	Daemon uint8 // index of the process on this server, see session.Ref
-	// Port and PortNAT are the unprivileged UDP ports that charon listens on. The firewall
-	// redirects [Port] and [PortNAT] to them.
-	Port, PortNAT uint16
-	MaxClients    int // default 4096
+	Daemon     uint8 // index of the process on this server, see session.Ref
+	MaxClients int   // default 4096
 
 	// Certificate is the server's PEM chain, its own first. The first DNS name in it is how customers
 	// know the server (RFC 7296, section 3.5, ID_FQDN).
@@ -87,10 +85,9 @@ type Config struct {
 
 // Instance is the process of a server, as the firewall must know it.
 type Instance struct {
-	Daemon        uint8  // index in session.Ref; names the tunnel networks, see session.SubnetsOf
-	Port, PortNAT uint16 // internal UDP ports, IPv4 and IPv6, for [Port] and [PortNAT]
-	Device        string // name of the interface that customers' packets come out of
-	Offload       bool   // ESP is in the kernel
+	Daemon  uint8  // index in session.Ref; names the tunnel networks, see session.SubnetsOf
+	Device  string // name of the interface that customers' packets come out of
+	Offload bool   // ESP is in the kernel
 }
 
 // Stats are counts since the server was made.
@@ -131,7 +128,7 @@ func New(cfg Config, core Core, log *event.Logger) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, ident: ident, core: core, log: log}
-	s.in = Instance{Daemon: cfg.Daemon, Port: cfg.Port, PortNAT: cfg.PortNAT, Device: libipsecDevice, Offload: offload()}
+	s.in = Instance{Daemon: cfg.Daemon, Device: libipsecDevice, Offload: offload()}
 	if s.in.Offload {
 		s.in.Device = fmt.Sprintf("lethe%d", cfg.Daemon)
 	}
@@ -145,8 +142,6 @@ func (c Config) validate() (identity, error) {
 		return identity{}, errors.New("ikev2: want an absolute runtime directory of at most 80 plain bytes")
 	case c.UID == 0 || c.GID == 0:
 		return identity{}, errors.New("ikev2: charon must not run as root")
-	case c.Port < 1024 || c.PortNAT < 1024 || c.Port == c.PortNAT:
-		return identity{}, errors.New("ikev2: want two different ports of at least 1024")
 	case c.Daemon > 127:
 		return identity{}, fmt.Errorf("ikev2: daemon index %d, want at most 127", c.Daemon)
 	case c.MaxClients < 1 || c.MaxClients > 65000:

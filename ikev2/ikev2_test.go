@@ -428,7 +428,7 @@ func TestSilence(t *testing.T) {
 	ref, _, _ := s.core.latest()
 	s.Kill(ref)
 	s.core.await(t, "end", 1, 2*time.Second)
-	for i, to := range []int{port, portNAT} { // junk
+	for i, to := range []int{ikev2.Port, ikev2.PortNAT} { // junk
 		conn, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", to))
 		must(t, err)
 		for n := range 50 {

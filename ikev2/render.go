@@ -129,8 +129,8 @@ func (s *Server) render() []byte {
 		c.set("load", load)
 		// The one logger there is. If there were none, charon would make its own.
 		c.section("journal", func() { c.set("default", -1) })
-		c.set("port", s.in.Port)
-		c.set("port_nat_t", s.in.PortNAT)
+		c.set("port", Port)
+		c.set("port_nat_t", PortNAT)
 		c.set("threads", 32)
 		c.set("ikesa_limit", s.cfg.MaxClients)
 		c.set("ikesa_table_size", 1024)

@@ -40,9 +40,8 @@ import (
 )
 
 // The tests run in network and mount namespaces of their own, which TestMain makes by starting the test
-// binary again. There, the system log is a socket that nobody else writes to, and the public IKE ports lead
-// to the server's by a redirection like the firewall's. Each customer has a network namespace too, held by a
-// child process. All are nameless and end with the processes.
+// binary again. There, the system log is a socket that nobody else writes to. Each customer has a network namespace
+// too, held by a child process. All are nameless and end with the processes.
 const nested = "LETHE_IKEV2_TEST"
 
 func TestMain(m *testing.M) {
@@ -99,16 +98,7 @@ ln -s /proc/self/fd /run/dev/fd
 ln -s /proc/self/fd/0 /run/dev/stdin
 mount --rbind /run/dev /dev
 ip link set lo up
-sysctl -qw net.ipv4.ip_forward=1
-nft -f - <<EOF
-table inet ports {
-	chain public {
-		type nat hook prerouting priority dstnat
-		udp dport 500 redirect to :` + fmt.Sprint(port) + `
-		udp dport 4500 redirect to :` + fmt.Sprint(portNAT) + `
-	}
-}
-EOF`
+sysctl -qw net.ipv4.ip_forward=1`
 	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -138,8 +128,6 @@ var logged atomic.Int64
 
 const (
 	uid        = 64998
-	port       = 20500
-	portNAT    = 24500
 	radiusPort = 21812
 	daemonID   = 3
 	serverName = "nl-ams-1"
@@ -381,7 +369,7 @@ func config(dir string) ikev2.Config {
 	node := spec.Default()
 	node.KeepaliveSeconds = 1
 	return ikev2.Config{
-		RuntimeDir: dir, UID: uid, GID: uid, Daemon: daemonID, Port: port, PortNAT: portNAT,
+		RuntimeDir: dir, UID: uid, GID: uid, Daemon: daemonID,
 		Node: func() spec.Node { return node }, RADIUS: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), radiusPort),
 		Certificate: private.Of(c.Cert), Key: private.Of(c.Key),
 	}

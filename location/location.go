@@ -85,6 +85,9 @@ func (s Server) Validate() error {
 		if e.Port == 0 {
 			return fmt.Errorf("server %s: %s has port 0", s.ID, e.Protocol)
 		}
+		if e.Protocol == protocol.IKEv2 && e.Port != 500 { // RFC 7296, section 2; systems' own clients know no other
+			return fmt.Errorf("server %s: %s has port %d, want 500", s.ID, e.Protocol, e.Port)
+		}
 	}
 	return nil
 }

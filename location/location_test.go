@@ -39,6 +39,9 @@ func TestValidate(t *testing.T) {
 		{"at least one address", func(d *location.Directory) { d.Servers[0].Addresses = nil }},
 		{"not a unicast", func(d *location.Directory) { d.Servers[0].Addresses[0] = netip.MustParseAddr("224.0.0.1") }},
 		{"port 0", func(d *location.Directory) { d.Servers[0].Endpoints[0].Port = 0 }},
+		{"want 500", func(d *location.Directory) {
+			d.Servers[0].Endpoints[0] = location.Endpoint{Protocol: protocol.IKEv2, Port: 501}
+		}},
 		{"stands twice", func(d *location.Directory) { d.Servers = append(d.Servers, d.Servers[0]) }},
 		{"no location 9", func(d *location.Directory) { d.Servers[0].Location = 9 }},
 	} {

@@ -69,13 +69,11 @@ var (
 	resolverV6 = netip.MustParseAddr("fd6c:6574:6865:ffff::53")
 )
 
-// The unprivileged ports of the first OpenVPN process of each transport and of
-// charon; the firewall redirects the public ports to them.
+// The ports of OpenVPN: those that a single process listens on, which customers know, and
+// the first of those that several share, to which the firewall redirects.
 const (
-	basePortUDP = 21194
-	basePortTCP = 20443
-	portIKE     = 20500
-	portIKENAT  = 24500
+	portUDP, basePortUDP = 1194, 21194
+	portTCP, basePortTCP = 443, 20443
 )
 
 // ikeDaemon is charon's index among the daemons; OpenVPN's processes count from 0.

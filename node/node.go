@@ -242,8 +242,8 @@ func (n *Node) build() (err error) {
 	n.vpn, err = openvpn.New(openvpn.Config{
 		RuntimeDir: filepath.Join(n.dir, "openvpn"), UID: n.cfg.OpenVPNUser, GID: n.cfg.OpenVPNUser,
 		Transports: []openvpn.Transport{
-			{Protocol: protocol.OpenVPNUDP, Port: basePortUDP, Processes: n.cfg.Processes},
-			{Protocol: protocol.OpenVPNTCP, Port: basePortTCP, Processes: n.cfg.Processes},
+			{Protocol: protocol.OpenVPNUDP, Alone: portUDP, Port: basePortUDP, Processes: n.cfg.Processes},
+			{Protocol: protocol.OpenVPNTCP, Alone: portTCP, Port: basePortTCP, Processes: n.cfg.Processes},
 		},
 		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey, TLSCrypt: n.secrets.TLSCrypt,
 		Node: n.policy.node, DNS: []netip.Addr{resolverV4, resolverV6},
@@ -278,9 +278,8 @@ func (n *Node) build() (err error) {
 func (n *Node) buildIKE() (err error) {
 	n.ike, err = ikev2.New(ikev2.Config{
 		RuntimeDir: filepath.Join(n.dir, "ikev2"), UID: n.cfg.IKEv2User, GID: n.cfg.IKEv2User,
-		Daemon: ikeDaemon, Port: portIKE, PortNAT: portIKENAT,
+		Daemon: ikeDaemon, RADIUS: radiusAddr, Node: n.policy.node,
 		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey,
-		RADIUS: radiusAddr, Node: n.policy.node,
 	}, n.sessions, n.log)
 	if err != nil {
 		return err
@@ -442,8 +441,8 @@ func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewa
 	for _, e := range self.Endpoints {
 		if e.Protocol == protocol.IKEv2 {
 			// Whoever meets a NAT on the way goes on at the second port (RFC 7296, section 2.23).
-			cfg.Ports = append(cfg.Ports, firewall.Port{Network: "udp", Public: e.Port, Daemons: []uint16{portIKE}},
-				firewall.Port{Network: "udp", Public: ikev2.PortNAT, Daemons: []uint16{portIKENAT}})
+			cfg.Ports = append(cfg.Ports, firewall.Port{Network: "udp", Public: ikev2.Port, Daemons: []uint16{ikev2.Port}},
+				firewall.Port{Network: "udp", Public: ikev2.PortNAT, Daemons: []uint16{ikev2.PortNAT}})
 			continue
 		}
 		port := firewall.Port{Network: "udp", Public: e.Port}

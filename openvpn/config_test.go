@@ -35,6 +35,7 @@ func TestNewRefuses(t *testing.T) {
 		{"key", func(c *openvpn.Config) { c.Key = private.Of(c.Key.Reveal() + "</key>\nscript-security 2") }, "key is not in PEM"},
 		{"tls-crypt", func(c *openvpn.Config) { c.TLSCrypt = private.Value[string]{} }, "tls-crypt key is not in PEM"},
 		{"protocol", func(c *openvpn.Config) { c.Transports[0].Protocol = protocol.IKEv2 }, "transport ikev2"},
+		{"no port", func(c *openvpn.Config) { c.Transports[0].Alone = 0 }, "do not fit"},
 		{"low port", func(c *openvpn.Config) { c.Transports[0].Port = 1023 }, "do not fit"},
 		{"many", func(c *openvpn.Config) { c.FirstDaemon = 127 }, "do not fit"},
 		{"same port", func(c *openvpn.Config) { c.Transports[1] = c.Transports[0] }, "twice"},
@@ -99,7 +100,7 @@ func TestRender(t *testing.T) {
 	cfg := config("/run/x")
 	cfg.DNS = []netip.Addr{netip.MustParseAddr("10.64.0.1"), netip.MustParseAddr("fd00::53")}
 	cfg.MaxClients = 100
-	cfg.Transports[0].Processes = 0
+	cfg.Transports[0].Processes, cfg.Transports[0].Alone = 0, 1194
 	user := openvpn.Render(cfg, false, false, 3)
 	if len(user) != 4 {
 		t.Fatalf("%d processes, want 3 for UDP and 1 for TCP", len(user))
@@ -121,6 +122,9 @@ func TestRender(t *testing.T) {
 	}
 	if !strings.Contains(user[1], "port 21195\n") || !strings.Contains(user[1], "dev lethe1\n") || !strings.Contains(user[1], "disable-dco\n") || strings.Contains(user[0], "MLKEM") {
 		t.Error("user space configuration")
+	}
+	if !strings.Contains(kernel[0], "port 1194\n") {
+		t.Error("a process alone is not at its own port")
 	}
 	if !strings.Contains(user[0], "\nfast-io\n") || strings.Contains(user[3], "fast-io") || strings.Contains(kernel[0], "fast-io") {
 		t.Error("fast-io is for UDP in user space")

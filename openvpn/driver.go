@@ -157,8 +157,11 @@ func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 	err := prepare(d.dir, cfg.UID, cfg.GID)
 	spec := daemon.Spec{Path: cfg.Binary, Args: []string{"--config", "stdin"}, UID: cfg.UID, GID: cfg.GID, Stdin: cfg.render(d.in, d.s.features, d.dir)}
 	defer clear(spec.Stdin)
+	if d.in.Port < 1024 {
+		spec.Caps = append(spec.Caps, unix.CAP_NET_BIND_SERVICE)
+	}
 	if d.in.Offload {
-		spec.Caps = []uintptr{capNetAdmin} // it makes its device and gives keys to the kernel
+		spec.Caps = append(spec.Caps, unix.CAP_NET_ADMIN) // it makes its device and gives keys to the kernel
 	} else if err == nil {
 		err = makeDevice(d.in, cfg.UID)
 	}
@@ -171,8 +174,6 @@ func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 	}
 	return p, err
 }
-
-const capNetAdmin = 12 // CAP_NET_ADMIN, capabilities(7)
 
 func (d *driver) trouble(k fault.Kind) { d.s.log.Log(event.Trouble{Part: event.OpenVPN, Kind: k}) }
 

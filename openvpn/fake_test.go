@@ -164,7 +164,7 @@ func TestNotStartable(t *testing.T) {
 
 	// A directory that cannot be cleared: a file system is mounted in it.
 	cfg.RuntimeDir, cfg.FirstDaemon = dir, 30
-	cfg.Transports = []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Port: udpPort, Processes: 1}}
+	cfg.Transports = []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Alone: udpPort, Port: udpPort, Processes: 1}}
 	busy := filepath.Join(dir, "openvpn30")
 	must(t, os.Mkdir(busy, 0o700))
 	must(t, command("mount -t tmpfs lethe-ov "+busy))

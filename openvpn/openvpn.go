@@ -43,7 +43,10 @@ import (
 // Transport is one protocol that customers connect by.
 type Transport struct {
 	Protocol protocol.ID // protocol.OpenVPNUDP or protocol.OpenVPNTCP
-	// Port is the unprivileged port of the transport's first process; the others follow it. The
+	// Alone is the port of the transport's process when one is enough: the one that customers
+	// know, so that nothing on the way has to rewrite packets or keep their addresses.
+	Alone uint16
+	// Port is the unprivileged port of the first of several processes; the others follow it. The
 	// firewall redirects the public port to them.
 	Port uint16
 	// Processes is how many processes share the load in user space; 0 means one per core.
@@ -80,7 +83,7 @@ type Config struct {
 type Instance struct {
 	Daemon   uint8 // index in session.Ref; names the tunnel networks, see session.SubnetsOf
 	Protocol protocol.ID
-	Port     uint16 // internal port it listens on, IPv4 and IPv6
+	Port     uint16 // port it listens on, IPv4 and IPv6
 	Device   string // name of its tunnel device
 	Offload  bool   // the data channel is in the kernel
 }
@@ -169,12 +172,16 @@ func (c Config) instances(offload bool, cores int) ([]Instance, error) {
 		if offload {
 			n = 1
 		}
-		if n < 0 || t.Port < 1024 || int(t.Port)+n > 1<<16 || int(c.FirstDaemon)+len(list)+n > 128 {
+		first := t.Port
+		if n == 1 {
+			first = t.Alone
+		}
+		if n < 0 || first == 0 || t.Port < 1024 || int(t.Port)+n > 1<<16 || int(c.FirstDaemon)+len(list)+n > 128 {
 			return nil, fmt.Errorf("openvpn: %s: %d processes from port %d do not fit", t.Protocol, n, t.Port)
 		}
 		for i := range n {
 			d := c.FirstDaemon + uint8(len(list))
-			in := Instance{Daemon: d, Protocol: t.Protocol, Port: t.Port + uint16(i), Device: fmt.Sprintf("lethe%d", d), Offload: offload}
+			in := Instance{Daemon: d, Protocol: t.Protocol, Port: first + uint16(i), Device: fmt.Sprintf("lethe%d", d), Offload: offload}
 			key := fmt.Sprint(in.Protocol, in.Port)
 			if taken[key] {
 				return nil, fmt.Errorf("openvpn: %s port %d stands twice", in.Protocol, in.Port)

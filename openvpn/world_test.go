@@ -406,7 +406,7 @@ func config(dir string) openvpn.Config {
 	node.KeepaliveSeconds = 1
 	return openvpn.Config{
 		RuntimeDir: dir, UID: uid, GID: uid, Node: func() spec.Node { return node },
-		Transports:  []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Port: udpPort, Processes: 1}, {Protocol: protocol.OpenVPNTCP, Port: tcpPort, Processes: 1}},
+		Transports:  []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Alone: udpPort, Port: udpPort, Processes: 1}, {Protocol: protocol.OpenVPNTCP, Alone: tcpPort, Port: tcpPort, Processes: 1}},
 		Certificate: private.Of(c.cert), Key: private.Of(c.key), TLSCrypt: private.Of(c.tlsCrypt),
 	}
 }

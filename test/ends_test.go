@@ -242,7 +242,7 @@ func (e *ends) noTunnel() {
 		e.t.Fatalf("%v: %s", err, said())
 	}
 	until(e.t, 20*time.Second, func() string { return "the server holds the connection" }, func() bool {
-		out, err := server.Run(deadline(e.t), "ss", "-Htn", "state", "established", "sport = :20443")
+		out, err := server.Run(deadline(e.t), "ss", "-Htn", "state", "established", "sport = :443")
 		return err == nil && strings.TrimSpace(out) == ""
 	})
 	resume()
@@ -555,9 +555,9 @@ func (e *ends) openVPN() {
 	}
 	until(e.t, 5*time.Second, func() string { return "OpenVPN is not back" }, func() bool {
 		now := processes(e.t, server, "openvpn")
-		out, err := server.Run(deadline(e.t), "ss", "-Htunl", "sport = :20443 or sport = :21194")
+		out, err := server.Run(deadline(e.t), "ss", "-Htunl", "sport = :443 or sport = :1194")
 		return err == nil && len(now) == 2 && !slices.Contains(now, former[0]) && !slices.Contains(now, former[1]) &&
-			strings.Contains(out, ":20443") && strings.Contains(out, ":21194")
+			strings.Contains(out, ":443 ") && strings.Contains(out, ":1194 ")
 	})
 	for i, g := range pair {
 		forgets(e.t, server, addresses[i], 5*time.Second)

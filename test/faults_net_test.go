@@ -107,10 +107,10 @@ func (w *trial) scanOutside() {
 	ports = append(ports, 1194, 5353, 8443, 20443, 20444, 21194, 21195, 41194)
 	hello := w.tlsCrypt().hello(0x0102030405060708)
 	for _, server := range serverNames() {
-		// The control: the daemons do listen on ports of their own, on every address.
+		// The control: daemons do listen, on every address.
 		listening, err := w.Machine(server).Run(w.ctx, "ss", "-Hlntu")
 		w.check(err)
-		for _, want := range []string{":21194 ", ":20443 "} {
+		for _, want := range []string{":1194 ", ":443 ", ":500 ", ":4500 "} {
 			if !strings.Contains(listening, want) {
 				w.t.Errorf("%s does not listen on %s:\n%s", server, want, listening)
 			}
