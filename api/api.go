@@ -13,7 +13,7 @@
 //	          sees no address, no forwarding header, no user agent, and the bearer token only
 //	          as a private.Value; bounds the body; turns every failure into a problem
 //	huma      decodes strictly and validates against the schema
-//	operation app.go, node.go: one call of an interface of this file
+//	operation app.go, profile.go, node.go: one call of an interface of this file
 //
 // There is no access log and no way to switch one on. A failure is told as a
 // problem document (RFC 9457) with the fault's kind, text and hint; its cause

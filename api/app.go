@@ -151,6 +151,7 @@ func describeApp(mux *http.ServeMux, deps AppDeps, log *event.Logger) *huma.Open
 		"304": {Description: "The copy named by If-None-Match is still right"},
 	}
 	add(d, op, a.directory)
+	add(d, profileOperation(customer), a.profile)
 	add(d, operation(open, "health", "GET", "/v1/health", 200, "Tell whether the service works"), a.health)
 	return d.api.OpenAPI()
 }

@@ -33,6 +33,7 @@ var endpoints = []struct {
 	{"GET", "/v1/credentials", "", false, 200, `{"username":"vpn-user-1","password":"vpn-password"}`},
 	{"POST", "/v1/credentials", "", false, 200, `{"username":"vpn-user-2","password":"vpn-password"}`},
 	{"GET", "/v1/directory", "", false, 200, `{"locations":[{"id":1,"code":"nl-ams"`},
+	{"GET", "/v1/locations/nl-ams/profiles/swanctl", "", false, 200, "eap_id = vpn-user-2\n"},
 	{"GET", "/v1/health", "", true, 200, `{"status":"ok"}`},
 	{"GET", "/v1/openapi.json", "", true, 200, `"openapi": "3.1.0"`},
 	{"GET", "/v1/openapi.yaml", "", true, 200, "openapi: 3.1.0"},
@@ -325,7 +326,7 @@ func TestFaults(t *testing.T) {
 				}
 			}
 			own := k == fault.Internal || k == fault.Unavailable || k == fault.Full
-			want := strings.Repeat("trouble part=app-api kind="+k.String()+"\n", 7)
+			want := strings.Repeat("trouble part=app-api kind="+k.String()+"\n", 8)
 			if got := s.log.String(); own && got != want || !own && got != "" {
 				t.Errorf("logged %q", got)
 			}

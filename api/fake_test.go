@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -151,12 +152,28 @@ func directory(servers int) location.Directory {
 		d.Servers = append(d.Servers, location.Server{
 			ID: fmt.Sprintf("nl-ams-%d", i+1), Location: 1, Enabled: true,
 			Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.21"), netip.MustParseAddr("2001:db8::21")},
-			Endpoints: []location.Endpoint{{Protocol: protocol.OpenVPNUDP, Port: 1194}, {Protocol: protocol.OpenVPNTCP, Port: 443}},
-			CA:        strings.Repeat("c", 700), TLSCrypt: strings.Repeat("k", 600),
+			Endpoints: []location.Endpoint{{Protocol: protocol.OpenVPNUDP, Port: 1194}, {Protocol: protocol.OpenVPNTCP, Port: 443}, {Protocol: protocol.IKEv2, Port: 500}},
+			CA:        vpnCA(), TLSCrypt: tlsCrypt,
 		})
 	}
 	return d
 }
+
+// vpnCA is the certificate that signs VPN servers', in PEM form.
+var vpnCA = sync.OnceValue(func() string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+})
+
+var tlsCrypt = "-----BEGIN OpenVPN Static key V1-----\n" + strings.Repeat("00112233445566778899aabbccddeeff\n", 16) + "-----END OpenVPN Static key V1-----\n"
 
 type sink struct {
 	mu     sync.Mutex

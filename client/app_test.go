@@ -314,14 +314,16 @@ func TestConfigExport(t *testing.T) {
 	p.expect(0, "client\n.*proto udp\n.*remote "+vpnV4+" 1194\n.*<ca>\n.*note: the client will ask for the user name and password that `lethe credentials show` prints\n", "", "config", "export", "nl")
 	p.expect(0, "client\n.*proto tcp-client\n.*remote "+vpnV4+" 443\n.*", "", "config", "export", "AMSTERDAM", "--transport", "tcp")
 	file := filepath.Join(t.TempDir(), "x.ovpn")
-	p.expect(0, `{"schema":"lethe.config/1","location":"us-nyc","server":"us-nyc-1","transport":"udp","file":"`+file+`"}`+"\n", "", "config", "export", "us-nyc", "-o", file, "--json")
+	p.expect(0, `{"schema":"lethe.config/1","location":"us-nyc","server":"us-nyc-1","format":"ovpn","transport":"udp","file":"`+file+`"}`+"\n", "", "config", "export", "us-nyc", "-o", file, "--json")
 	b, err := os.ReadFile(file)
 	fi, _ := os.Stat(file)
 	if err != nil || fi.Mode().Perm() != 0o600 || !strings.Contains(string(b), "auth-user-pass\n") || strings.Contains(string(b), "c4nary") {
 		t.Errorf("%v %v\n%s", err, fi, b)
 	}
 	p.expect(1, "error: the file cannot be written\nhint: .*\n", "", "config", "export", "nl-ams", "-o", "/nonexistent/x")
-	p.expect(5, "error: no server of us-nyc can be used in this way\nhint: .*\n", "", "config", "export", "us-nyc", "--transport", "tcp")
+	p.expect(2, "error: no server of us-nyc can be used by a profile of the format ovpn-tcp\nhint: there: ovpn\n", "", "config", "export", "us-nyc", "--transport", "tcp")
+	p.expect(0, "client\n.*proto udp\n.*", "", "config", "export", "us-nyc", "--transport", "auto")
+	p.expect(0, "client\n.*proto tcp-client\n.*", "", "config", "export", "nl", "--format", "ovpn-tcp")
 	p.expect(2, "error: no transport pigeon\nhint: auto, udp or tcp\n", "", "config", "export", "--transport", "pigeon")
 	p.expect(2, "error: no location \"nl-amd\"\nhint: did you mean nl-ams? `lethe locations` shows all\n", "", "config", "export", "nl-amd")
 	p.expect(2, "error: no location \"[31mred\"\nhint: see `lethe locations`\n", "", "config", "export", "\x1b[31mr\xffed")
@@ -334,7 +336,7 @@ func TestConfigExport(t *testing.T) {
 		s.directory.Servers = slices.Clone(s.directory.Servers)
 		s.directory.Servers[0].CA = "not a certificate"
 	})
-	p.expect(5, "error: no server of nl-ams can be used in this way\nhint: .*\n", "", "config", "export", "nl-ams")
+	p.expect(5, "error: no profile can be made of the service's description of the server\n", "", "config", "export", "nl-ams")
 }
 
 // TestConfigExportIKEv2: every format of IKEv2 names the server and holds no password; two need a
@@ -348,11 +350,11 @@ func TestConfigExportIKEv2(t *testing.T) {
 	p.expect(0, "logged in; next: lethe connect\n", accountPassword, "login", "ada@example.org")
 	dir := t.TempDir()
 	for format, want := range map[string]string{
-		"mobileconfig": "<key>RemoteAddress</key>\n<string>" + vpnV4, "sswan": `"addr": "` + vpnV4 + `"`, "windows": "-ServerAddress '" + vpnV4 + "'",
+		"mobileconfig": "<key>RemoteAddress</key>\n<string>" + vpnV4, "sswan": `"addr":"` + vpnV4 + `"`, "windows": "-ServerAddress '" + vpnV4 + "'",
 		"networkmanager": "certificate=" + dir + "/nl-ams-1.pem\n", "swanctl": "cacerts = nl-ams-1.pem\n",
 	} {
 		file := filepath.Join(dir, format)
-		p.expect(0, "note: the client will ask .*", "", "config", "export", "nl", "--format", format, "-o", file)
+		p.expect(0, "note: the client .*", "", "config", "export", "nl", "--format", format, "-o", file)
 		b, err := os.ReadFile(file)
 		if err != nil || !strings.Contains(strings.ReplaceAll(string(b), `"nl-ams-1.pem"`, "nl-ams-1.pem"), want) || strings.Contains(string(b), vpnPassword) {
 			t.Errorf("%s: %v, want %q\n%s", format, err, want, b)
@@ -361,10 +363,11 @@ func TestConfigExportIKEv2(t *testing.T) {
 	if ca, err := os.ReadFile(filepath.Join(dir, "nl-ams-1.pem")); err != nil || string(ca) != server.CA {
 		t.Errorf("the CA beside: %v\n%s", err, ca)
 	}
-	p.expect(0, `.*"remote": {.*`, "", "config", "export", "nl", "--format", "sswan")
-	p.expect(2, "error: the format swanctl needs a file\nhint: -o FILE; the server's CA is written beside it\n", "", "config", "export", "nl", "--format", "swanctl")
-	p.expect(2, "error: no format pigeon\nhint: ovpn, mobileconfig, sswan, windows, networkmanager, swanctl\n", "", "config", "export", "--format", "pigeon")
-	p.expect(2, "error: no server of us-nyc speaks IKEv2\nhint: --format ovpn\n", "", "config", "export", "us-nyc", "--format", "sswan")
+	p.expect(0, `.*"remote":{.*}`+"\n.*", "", "config", "export", "nl", "--format", "sswan")
+	p.expect(0, "# First write .*#: -----BEGIN CERTIFICATE-----\n.*eap_id = "+vpnUser+"\n.*note: the client needs the password .*", "", "config", "export", "nl", "--format", "swanctl")
+	p.expect(2, "error: the format swanctl names the CA's file, and takes no blanks .*\nhint: .*\n", "", "config", "export", "nl", "--format", "swanctl", "-o", dir+"/a b/c")
+	p.expect(2, "error: no format pigeon\nhint: ovpn, ovpn-tcp, mobileconfig, sswan, windows, networkmanager, swanctl\n", "", "config", "export", "--format", "pigeon")
+	p.expect(2, "error: no server of us-nyc can be used by a profile of the format sswan\nhint: there: ovpn\n", "", "config", "export", "us-nyc", "--format", "sswan")
 	s.set(func() {
 		s.directory.Servers = slices.Clone(s.directory.Servers)
 		s.directory.Servers[0].Addresses = nil

@@ -36,3 +36,16 @@ func LockRules(tunnel bool) string {
 
 // StatusText returns a status as `lethe status` and `lethe status --watch` print it.
 func StatusText(s Status) (text, line string) { return statusText(s, true), statusLine(s) }
+
+// MaxQR is maxQR.
+const MaxQR = maxQR
+
+// DrawQR returns the QR code of a text as a terminal and as an image shows it.
+func DrawQR(text []byte) (terminal, picture []byte, columns int, err error) {
+	q, err := newQR(text)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	picture, err = q.png()
+	return q.terminal(), picture, q.columns(), err
+}

@@ -1,108 +1,215 @@
 package client
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
 	"lethe/fault"
-	"lethe/ikev2"
 	"lethe/location"
-	"lethe/openvpn"
+	profiles "lethe/profile"
 	"lethe/protocol"
 )
 
-// format is a kind of file by which a system's own client connects.
-type format struct {
-	name   string
-	what   string // for whom
-	beside bool   // the server's CA stands in a file beside it
-	named  bool   // it holds the user name
-	render func(s location.Server, ca, username string) (string, error)
+// export is one call of `lethe config export`.
+type export struct {
+	a                     *app
+	transport, kind, file string
+	qr                    bool
 }
 
-// formats are the kinds of profile of `lethe config export`. None holds a password.
-var formats = []format{
-	{name: "ovpn", what: "OpenVPN"}, // rendered by exportOpenVPN: it has a transport
-	{name: "mobileconfig", what: "iOS, iPadOS and macOS", render: func(s location.Server, _, _ string) (string, error) {
-		b, err := ikev2.Apple(s, true)
-		return string(b), err
-	}},
-	{name: "sswan", what: "strongSwan's app on Android", render: func(s location.Server, _, _ string) (string, error) {
-		b, err := ikev2.StrongSwan(s)
-		return string(b) + "\n", err
-	}},
-	{name: "windows", what: "a PowerShell script for Windows", render: func(s location.Server, _, _ string) (string, error) { return ikev2.Windows(s) }},
-	{name: "networkmanager", what: "NetworkManager with its strongSwan plug-in", beside: true,
-		render: func(s location.Server, ca, _ string) (string, error) { return ikev2.NetworkManager(s, ca) }},
-	{name: "swanctl", what: "strongSwan on Linux", beside: true, named: true,
-		render: func(s location.Server, ca, username string) (string, error) {
-			return ikev2.Swanctl(s, filepath.Base(ca), username)
-		}},
-}
-
-func formatNames() (names []string) {
-	for _, f := range formats {
-		names = append(names, f.name)
+func (a *app) config() *cobra.Command {
+	group := &cobra.Command{Use: "config", Short: "Use the system's own VPN client instead of the app", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	e := export{a: a}
+	var formats strings.Builder
+	for _, f := range profiles.Formats() {
+		fmt.Fprintf(&formats, "  %-15s %s\n", f.Name, f.For)
 	}
-	return names
-}
-
-// formatList is a phrase: every format of IKEv2 and whom it is for.
-func formatList() string {
-	var all []string
-	for _, f := range formats[1:] {
-		all = append(all, f.what+" ("+f.name+")")
+	c := &cobra.Command{
+		Use: "export [LOCATION]", Short: "Write a profile for OpenVPN, Apple's systems, Android, Windows, NetworkManager or strongSwan",
+		Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
+		Long: "Write a file by which the system's own client connects. It holds no password, and the user name only\n" +
+			"where the client does not ask for it: `lethe credentials show` prints both. Formats:\n\n" + formats.String(),
+		RunE: func(c *cobra.Command, args []string) error { return e.run(c.Context(), args) },
 	}
-	return strings.Join(all[:len(all)-1], ", ") + " and " + all[len(all)-1]
+	c.Flags().StringVar(&e.transport, "transport", "udp", "udp, tcp or auto; of OpenVPN")
+	c.Flags().StringVar(&e.kind, "format", "ovpn", strings.Join(profiles.Names(), ", "))
+	c.Flags().StringVarP(&e.file, "output", "o", "", "write to this `file` (mode 0600) instead of standard output")
+	c.Flags().BoolVar(&e.qr, "qr", false, "draw the profile as a QR code; with -o, an image in PNG form")
+	_ = c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions([]string{"udp", "tcp", "auto"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(profiles.Names(), cobra.ShellCompDirectiveNoFileComp))
+	group.AddCommand(c)
+	return group
 }
 
-func formatOf(name string) (format, error) {
-	if i := slices.Index(formatNames(), name); i >= 0 {
-		return formats[i], nil
+func (e *export) run(ctx context.Context, args []string) error {
+	formats, err := e.formats()
+	if err == nil && e.qr && e.a.json && e.file == "" {
+		err = usage("a QR code is not JSON", "-o FILE writes it as an image")
 	}
-	return format{}, usage("no format "+printable(name), strings.Join(formatNames(), ", "))
-}
-
-// rendered is a file and, for those that need it, the CA that must stand beside it.
-type rendered struct {
-	server    location.Server
-	transport string
-	text      string
-	ca        string // path; empty when the CA is in the text
-}
-
-// exportOpenVPN renders the file of the server that connecting would try first.
-func exportOpenVPN(t *Target) (rendered, error) {
-	r := routesTo(t)[0][0]
-	text, err := openvpn.ClientConfig(r.server, r.endpoint)
-	return rendered{server: r.server, transport: r.proto, text: text}, senseless(err)
-}
-
-// exportIKEv2 renders the file of the first server that speaks IKEv2. file is where it will stand.
-func exportIKEv2(t *Target, f format, file string) (rendered, error) {
-	for _, s := range t.Servers {
-		if !slices.ContainsFunc(s.Endpoints, func(e location.Endpoint) bool { return e.Protocol == protocol.IKEv2 }) {
-			continue
+	if err != nil {
+		return err
+	}
+	done := e.a.progress("asking")
+	l, servers, r, err := e.place(ctx, args, formats[0].Named)
+	done()
+	if err != nil {
+		return err
+	}
+	f, s, err := firstFit(formats, servers, l)
+	if err != nil {
+		return err
+	}
+	request := profiles.Request{Server: s, Username: r.credential.Username}
+	if f.Beside && e.file != "" && !e.qr {
+		path, err := filepath.Abs(e.file)
+		if err != nil {
+			return fault.Wrap(fault.Internal, "the file's place is unknown", err)
 		}
-		p := rendered{server: s, transport: "udp"}
-		if f.beside {
-			path, err := filepath.Abs(file)
-			if err != nil {
-				return p, fault.Wrap(fault.Internal, "the file's place is unknown", err)
-			}
-			p.ca = filepath.Join(filepath.Dir(path), s.ID+".pem")
-		}
-		var err error
-		p.text, err = f.render(s, p.ca, t.Credential.Username.Reveal())
-		return p, senseless(err)
+		request.CA = filepath.Join(filepath.Dir(path), s.ID+".pem")
 	}
-	return rendered{}, fault.New(fault.NotFound, "no server of "+t.Location.Code+" speaks IKEv2").WithHint("--format ovpn")
+	p, err := f.Render(request)
+	if errors.Is(err, profiles.ErrPath) {
+		return usage("the format "+f.Name+" names the CA's file, and takes no blanks and the like in its path", "-o FILE in another directory, or no -o: then the CA is in the profile")
+	}
+	if err != nil {
+		return fault.Wrap(fault.Untrusted, "no profile can be made of the service's description of the server", err)
+	}
+	if e.qr {
+		if p.Text, err = e.draw(p.Text, s); err != nil {
+			return err
+		}
+	}
+	return e.hand(f, l, request, p)
 }
 
-func senseless(err error) error {
+// formats returns the formats that may be meant: with --transport auto both of OpenVPN's.
+func (e *export) formats() ([]profiles.Format, error) {
+	f, ok := profiles.Find(e.kind)
+	if !ok {
+		return nil, usage("no format "+printable(e.kind), strings.Join(profiles.Names(), ", "))
+	}
+	tcp, _ := profiles.Find("ovpn-tcp")
+	switch {
+	case e.transport != "udp" && e.transport != "tcp" && e.transport != "auto":
+		return nil, usage("no transport "+printable(e.transport), "auto, udp or tcp")
+	case e.kind == "ovpn" && e.transport == "tcp":
+		return []profiles.Format{tcp}, nil
+	case e.kind == "ovpn" && e.transport == "auto":
+		return []profiles.Format{f, tcp}, nil
+	}
+	return []profiles.Format{f}, nil
+}
+
+// place returns the location that a person means, its servers that take customers, and the credential if
+// it is wanted. What the service does not say now is taken from the copies on this machine.
+func (e *export) place(ctx context.Context, args []string, named bool) (l location.Location, all []location.Server, r rights, err error) {
+	offline := e.a.isCutOff(ctx)
+	asking, cancel := context.WithTimeout(ctx, freshness)
+	defer cancel()
+	d, stale, err := e.a.directory(asking, offline)
+	var k keep
 	if err == nil {
-		return nil
+		k, err = e.a.keep()
 	}
-	return fault.Wrap(fault.Untrusted, "the service's description of the server makes no sense", err)
+	var last storedLast
+	if err == nil {
+		_, err = k.read(lastFile, &last)
+	}
+	if err != nil {
+		return l, nil, r, err
+	}
+	if stale && !offline {
+		e.a.noteLine("the service cannot be reached; going on with the last copy of locations and credential")
+	}
+	l, err = choose(d, strings.Join(args, " "), last.Location)
+	if err == nil && named {
+		r, err = e.a.rights(asking, offline || stale)
+	}
+	return l, servers(d, l), r, err
+}
+
+// firstFit returns the first server, and the first of formats that it fits.
+func firstFit(formats []profiles.Format, servers []location.Server, l location.Location) (profiles.Format, location.Server, error) {
+	for _, f := range formats {
+		for _, s := range servers {
+			if f.Fits(s) {
+				return f, s, nil
+			}
+		}
+	}
+	return profiles.Format{}, location.Server{}, fault.New(fault.NotFound, "no server of "+l.Code+" can be used by a profile of the format "+formats[0].Name).
+		WithHint("there: " + strings.Join(profiles.Fitting(servers), ", "))
+}
+
+// draw returns a profile as a QR code, for the terminal or as an image.
+func (e *export) draw(text []byte, s location.Server) ([]byte, error) {
+	if len(text) > maxQR {
+		var small []string
+		for _, f := range profiles.Formats() {
+			if p, err := f.Render(profiles.Request{Server: s}); err == nil && len(p.Text) <= maxQR && f.Fits(s) {
+				small = append(small, f.Name)
+			}
+		}
+		return nil, usage(fmt.Sprintf("the profile has %d bytes, and a QR code holds %d", len(text), maxQR),
+			"without --qr it is a file; formats that fit: "+strings.Join(small, ", "))
+	}
+	code, err := newQR(text)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, "the QR code cannot be made", err)
+	}
+	if e.file != "" {
+		return code.png()
+	}
+	if f, ok := e.a.out.(*os.File); ok {
+		if columns, _, err := term.GetSize(int(f.Fd())); err == nil && columns < code.columns() {
+			return nil, usage(fmt.Sprintf("the terminal has %d columns, and the QR code needs %d", columns, code.columns()),
+				"make it wider or its letters smaller, or write an image: -o FILE")
+		}
+	}
+	return code.terminal(), nil
+}
+
+// hand writes the profile where it is wanted, and the CA beside it.
+func (e *export) hand(f profiles.Format, l location.Location, r profiles.Request, p profiles.File) error {
+	out := struct {
+		Location  string `json:"location"`
+		Server    string `json:"server"`
+		Format    string `json:"format"`
+		Transport string `json:"transport"`
+		File      string `json:"file,omitempty"`
+		CA        string `json:"ca,omitempty"`
+		Profile   string `json:"profile,omitempty"`
+	}{l.Code, r.Server.ID, f.Name, "udp", e.file, r.CA, ""}
+	if f.Protocol == protocol.OpenVPNTCP {
+		out.Transport = "tcp"
+	}
+	if e.file == "" {
+		out.Profile = string(p.Text)
+	} else {
+		err := replaceFile(e.file, p.Text, 0o600)
+		if err == nil && r.CA != "" {
+			err = replaceFile(r.CA, p.CA, 0o600)
+		}
+		if err != nil {
+			return fault.Wrap(fault.Full, "the file cannot be written", err).WithHint("does its directory exist and have room?")
+		}
+	}
+	if f.Named {
+		e.a.noteLine("the client needs the password that `lethe credentials show` prints")
+	} else {
+		e.a.noteLine("the client will ask for the user name and password that `lethe credentials show` prints")
+	}
+	shown := out.Profile
+	if shown != "" && !strings.HasSuffix(shown, "\n") {
+		shown += "\n"
+	}
+	return e.a.show("config", out, shown)
 }

@@ -36,6 +36,8 @@ func TestConfigRefused(t *testing.T) {
 		"80 plain bytes":              func(c *ikev2.Config) { c.RuntimeDir = "/run/x\n}" },
 		"must not run as root":        func(c *ikev2.Config) { c.UID = 0 },
 		"daemon index 128":            func(c *ikev2.Config) { c.Daemon = 128 },
+		"at least one uplink":         func(c *ikev2.Config) { c.Uplinks = nil },
+		"name of an interface":        func(c *ikev2.Config) { c.Uplinks = []string{"eth0", "eth1\n}"} },
 		"70000 clients":               func(c *ikev2.Config) { c.MaxClients = 70000 },
 		"must be on loopback":         func(c *ikev2.Config) { c.RADIUS = netip.MustParseAddrPort("192.0.2.1:1812") },
 		"no specification":            func(c *ikev2.Config) { c.Node = nil },
@@ -65,8 +67,9 @@ func TestIdentity(t *testing.T) {
 	must(t, err)
 	_, edwards, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
+	uses := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	cert := func(name string, pub, key any) string {
-		leaf := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour)}
+		leaf := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: uses}
 		der, err := x509.CreateCertificate(rand.Reader, leaf, leaf, pub, key)
 		must(t, err)
 		return block("CERTIFICATE", der)
@@ -77,6 +80,9 @@ func TestIdentity(t *testing.T) {
 	must(t, err)
 	pkcs8Edwards, err := x509.MarshalPKCS8PrivateKey(edwards)
 	must(t, err)
+	uses[0] = x509.ExtKeyUsageClientAuth
+	clientCert := cert("c.example", &curve.PublicKey, curve)
+	uses[0] = x509.ExtKeyUsageServerAuth
 	curveCert, primeCert := cert("a.example", &curve.PublicKey, curve), cert("b.example", &prime.PublicKey, prime)
 	for _, tt := range []struct{ chain, key, want string }{
 		{curveCert, block("EC PRIVATE KEY", sec1), "a.example 1 ecdsa <nil>"},
@@ -86,6 +92,7 @@ func TestIdentity(t *testing.T) {
 		{primeCert, block("EC PRIVATE KEY", sec1), "b.example 1  ikev2: the key is not the certificate's"},
 		{curveCert, block("PRIVATE KEY", pkcs8), "a.example 1  ikev2: the key is not the certificate's"},
 		{curveCert, block("PRIVATE KEY", pkcs8Edwards), "a.example 1  ikev2: want an ECDSA or RSA key"},
+		{clientCert, block("EC PRIVATE KEY", sec1), " 1  ikev2: want a certificate for server authentication, which customers' systems insist on"},
 		{cert("a{b", &curve.PublicKey, curve), block("EC PRIVATE KEY", sec1), "a{b 1  ikev2: the certificate's DNS name has characters that none has"},
 	} {
 		name, n, kind, err := ikev2.Identify(tt.chain, tt.key)
@@ -102,7 +109,7 @@ func TestTexts(t *testing.T) {
 	for _, tt := range []struct{ offload, hybrid bool }{{false, false}, {true, true}} {
 		text, conn := ikev2.Texts(s, tt.offload, tt.hybrid)
 		for _, want := range []string{
-			"charon-systemd {\n", "    default = -1\n", "  port = 500\n", "  port_nat_t = 4500\n", "  install_routes = no\n",
+			"charon-systemd {\n", "    default = -1\n", "  interfaces_use = sv1, sv2, ", "  port = 500\n", "  port_nat_t = 4500\n", "  install_routes = no\n",
 			"      socket = unix:///run/x/charon3/vici\n", "        address = 127.0.0.1\n", "    accounting = no\n",
 			"  retransmit_timeout = 0.2\n", string(s.Secret().Reveal()),
 		} {

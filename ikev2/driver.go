@@ -182,6 +182,9 @@ func (d *driver) adopt(ctx context.Context) *daemon.Process {
 	return p
 }
 
+// capabilities are what charon starts with (capabilities(7)). It gives the second back when it has its ports.
+var capabilities = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}
+
 // start makes directory and device and starts charon.
 func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 	// No process, no session: what a former one left in the books ends here.
@@ -216,7 +219,7 @@ func (d *driver) launch(ctx context.Context) (*daemon.Process, error) {
 	cfg := d.s.cfg
 	return daemon.Start(ctx, daemon.Spec{
 		Path: cfg.Binary, Env: []string{"STRONGSWAN_CONF=/proc/self/fd/3"}, UID: cfg.UID, GID: cfg.GID,
-		Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}, Files: []*os.File{f},
+		Caps: capabilities, Files: []*os.File{f},
 	})
 }
 

@@ -10,7 +10,7 @@
 //     plugin sends as NAS-Port, and the answer carries the tunnel addresses of the grant.
 //   - The driver (driver.go) keeps the process running, or takes over the one that a former agent left, and
 //     follows its events: Child SA up, IKE SA rekeyed, IKE SA down.
-//   - Customers' own systems are told how to connect by profile.go.
+//   - Customers' own systems are told how to connect by package profile.
 //
 // A session's life hangs on charon's events over VICI, not on RADIUS accounting, although that has a start
 // and a stop too. Both come from the same hooks inside charon, so they agree about rekeying, MOBIKE and dead
@@ -19,12 +19,12 @@
 // the list of IKE SAs at any moment, and are, on each new connection. Bytes are counted by the kernel per tunnel
 // address (package firewall), which does not change when keys, addresses or agents do.
 //
-// Charon runs without privileges but for CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, logs nothing (every logger at −1; the silence is
-// tested) and outlives the agent. Its configuration, with the RADIUS secret in it, is a memfd: strongSwan
-// reads STRONGSWAN_CONF from a regular file only, which a pipe on standard input is not, and /proc/self/fd/3
-// of a memfd is. As soon as charon answers, the memfd is overwritten. Certificate and private key go in over
-// the control socket. Only the plugins that are needed are loaded; none runs scripts, touches resolv.conf,
-// keeps leases or fetches anything.
+// Charon runs without privileges but for CAP_NET_ADMIN and, until it has its ports, CAP_NET_BIND_SERVICE,
+// logs nothing (every logger at −1; the silence is tested) and outlives the agent. Its configuration, with
+// the RADIUS secret in it, is a memfd: strongSwan reads STRONGSWAN_CONF from a regular file only, which a
+// pipe on standard input is not, and /proc/self/fd/3 of a memfd is. As soon as charon answers, the memfd is
+// overwritten. Certificate and private key go in over the control socket. Only the plugins that are needed
+// are loaded; none runs scripts, touches resolv.conf, keeps leases or fetches anything.
 //
 // What survives: when the agent dies, charon and its tunnels stay, logins fail; the next agent asks who is
 // there and tells [session.Core.Resume]. When charon dies, its sessions end and it is started again.
@@ -43,6 +43,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"lethe/event"
 	"lethe/private"
@@ -50,8 +51,9 @@ import (
 	"lethe/spec"
 )
 
-// The ports of IKE (RFC 7296, sections 2 and 2.23), on which charon listens, IPv4 and IPv6. Customers
-// cannot be told others.
+// The ports of IKE (RFC 7296, sections 2 and 2.23), on which charon listens itself. Customers cannot be told
+// others, and charon cannot be hidden behind a redirection: a packet from another port than 500 to another
+// port than 500 it takes for ESP, so customers whose NAT gives them another source port would get no answer.
 const (
 	Port    = 500
 	PortNAT = 4500
@@ -62,6 +64,10 @@ type Config struct {
 	Binary     string // path of charon-systemd; default /usr/sbin/charon-systemd
 	RuntimeDir string // directory of the control socket; made if absent, on a RAM disk
 	UID, GID   uint32 // whom the process runs as; not 0
+
+	// Uplinks are the interfaces to the internet. Customers are told the other addresses of these, where
+	// they find the server too (MOBIKE, RFC 4555, section 3.6), and those of no other interface.
+	Uplinks []string
 
 	Daemon     uint8 // index of the process on this server, see session.Ref
 	MaxClients int   // default 4096
@@ -142,6 +148,8 @@ func (c Config) validate() (identity, error) {
 		return identity{}, errors.New("ikev2: want an absolute runtime directory of at most 80 plain bytes")
 	case c.UID == 0 || c.GID == 0:
 		return identity{}, errors.New("ikev2: charon must not run as root")
+	case len(c.Uplinks) == 0 || slices.ContainsFunc(c.Uplinks, func(u string) bool { return u == "" || len(u) > 15 || !plain(u) }):
+		return identity{}, errors.New("ikev2: want at least one uplink, by a plain name of an interface")
 	case c.Daemon > 127:
 		return identity{}, fmt.Errorf("ikev2: daemon index %d, want at most 127", c.Daemon)
 	case c.MaxClients < 1 || c.MaxClients > 65000:

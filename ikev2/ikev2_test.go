@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -407,6 +408,26 @@ func TestProcessKilled(t *testing.T) {
 	}
 }
 
+// TestAdditionalAddresses: customers are told where else the server can be reached (MOBIKE), and that is
+// where the internet is, not the inside of tunnels.
+func TestAdditionalAddresses(t *testing.T) {
+	start(t, config(runtimeDir(t)), newLedger(t))
+	c := newCustomer(t)
+	c.up(t)
+	told := map[netip.Addr]bool{}
+	for _, m := range regexp.MustCompile(`got additional MOBIKE peer address: (\S+)`).FindAllStringSubmatch(c.log(), -1) {
+		told[netip.MustParseAddr(m[1])] = true
+	}
+	if !told[netip.MustParseAddr(fmt.Sprintf("fd99:%x::1", c.n))] {
+		t.Errorf("the server's IPv6 address is not told, only %v: %s", told, c.log())
+	}
+	for a := range told {
+		if !netip.MustParsePrefix("10.99.0.0/16").Contains(a) && !netip.MustParsePrefix("fd99::/16").Contains(a) {
+			t.Errorf("customers are told %s", a)
+		}
+	}
+}
+
 // TestSilence shows that nothing is said about customers who connect, fail, rekey, roam, leave, are cut off
 // and killed, and about junk: not to standard output or error, not to the system log, not to files.
 func TestSilence(t *testing.T) {
@@ -418,9 +439,10 @@ func TestSilence(t *testing.T) {
 	}
 	c.up(t)
 	s.core.await(t, "established", 1, time.Second)
-	for _, what := range []string{"ike", "child"} {
-		c.call(t, "rekey", new(vici.Message).Set(what, map[string]string{"ike": "lethe", "child": "net"}[what]))
-	}
+	was := c.sa(t)
+	c.call(t, "rekey", new(vici.Message).Set("ike", "lethe"))
+	eventually(t, 5*time.Second, func() bool { now := c.sa(t); return now != "" && now != was }, c.log) // or the child is nobody's for a moment
+	c.call(t, "rekey", new(vici.Message).Set("child", "net"))
 	c.roam(t, 2, 9)
 	eventually(t, 8*time.Second, func() bool {
 		return c.run("ping -q -c 1 -W 1 "+session.SubnetsOf(daemonID).V4.Addr().Next().String()) == nil

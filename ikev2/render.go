@@ -45,6 +45,9 @@ func identify(chain string, key private.Value[string]) (identity, error) {
 	if own == nil || len(own.DNSNames) == 0 {
 		return id, errors.New("ikev2: want a PEM certificate with a DNS name")
 	}
+	if !slices.Contains(own.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		return id, errors.New("ikev2: want a certificate for server authentication, which customers' systems insist on")
+	}
 	if id.name = own.DNSNames[0]; !plain(id.name) {
 		return id, errors.New("ikev2: the certificate's DNS name has characters that none has")
 	}
@@ -99,7 +102,10 @@ const plugins = "random nonce pem openssl kdf ml kernel-netlink socket-default v
 const (
 	halfOpenTimeout = 20 // until an IKE SA that was begun must be up
 	ikeLifetime     = 4 * 3600
-	childLifetime   = 3600
+	// Customers' systems renew a Child SA themselves: strongSwan every hour, Windows every eight, Apple's once
+	// a day. The server begins only after that, because Windows behind a NAT refuses a server that does
+	// (strongSwan's documentation, "Windows Clients"), and the tunnel would end an hour after its start.
+	childLifetime = 26 * 3600
 )
 
 // conf collects a strongswan.conf.
@@ -129,6 +135,7 @@ func (s *Server) render() []byte {
 		c.set("load", load)
 		// The one logger there is. If there were none, charon would make its own.
 		c.section("journal", func() { c.set("default", -1) })
+		c.set("interfaces_use", strings.Join(s.cfg.Uplinks, ", "))
 		c.set("port", Port)
 		c.set("port_nat_t", PortNAT)
 		c.set("threads", 32)
@@ -184,7 +191,7 @@ const name = "lethe"
 
 // Proposals. What customers' systems agree to, strongest first; with ML-KEM as an additional key exchange
 // (RFC 9370) where charon has it. Apple's default is AES-256-CBC with SHA-256 and MODP-2048, everybody else
-// can do better. Windows does only if it was told to (profile.go); what it proposes by itself, MODP-1024, is
+// can do better. Windows does only if it was told to (package profile); what it proposes by itself, MODP-1024, is
 // refused.
 var (
 	hybridIKE    = []string{"aes256gcm16-prfsha384-x25519-ke1_mlkem768", "aes256gcm16-prfsha384-ecp384-ke1_mlkem768"}

@@ -40,8 +40,8 @@ import (
 )
 
 // The tests run in network and mount namespaces of their own, which TestMain makes by starting the test
-// binary again. There, the system log is a socket that nobody else writes to. Each customer has a network namespace
-// too, held by a child process. All are nameless and end with the processes.
+// binary again. There, the system log is a socket that nobody else writes to. Each customer has a network namespace too, held by a
+// child process. All are nameless and end with the processes.
 const nested = "LETHE_IKEV2_TEST"
 
 func TestMain(m *testing.M) {
@@ -98,7 +98,8 @@ ln -s /proc/self/fd /run/dev/fd
 ln -s /proc/self/fd/0 /run/dev/stdin
 mount --rbind /run/dev /dev
 ip link set lo up
-sysctl -qw net.ipv4.ip_forward=1`
+sysctl -qw net.ipv4.ip_forward=1
+`
 	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -368,8 +369,12 @@ func config(dir string) ikev2.Config {
 	c := credentials()
 	node := spec.Default()
 	node.KeepaliveSeconds = 1
+	var uplinks []string // one to each customer; see newCustomer
+	for n := range 512 {
+		uplinks = append(uplinks, fmt.Sprintf("sv%d", n+1))
+	}
 	return ikev2.Config{
-		RuntimeDir: dir, UID: uid, GID: uid, Daemon: daemonID,
+		RuntimeDir: dir, UID: uid, GID: uid, Daemon: daemonID, Uplinks: uplinks,
 		Node: func() spec.Node { return node }, RADIUS: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), radiusPort),
 		Certificate: private.Of(c.Cert), Key: private.Of(c.Key),
 	}
@@ -528,6 +533,7 @@ func (c *customer) boot(tb testing.TB) {
   filelog {
     %[1]s/log {
       default = 1
+      ike = 2
       flush_line = yes
     }
   }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -56,6 +57,27 @@ func (a *Authority) Issue(commonName string, use x509.ExtKeyUsage, names []strin
 		ExtKeyUsage: []x509.ExtKeyUsage{use}, DNSNames: names,
 	}
 	for _, ip := range addresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
+	}
+	return a.sign(template)
+}
+
+// ikeIntermediate is the extended key usage "IP security IKE intermediate", which
+// older systems of Apple's want of a VPN server (draft-ietf-ipsec-pki-req-05
+// section 4.1.3.2).
+var ikeIntermediate = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 8, 2, 2}
+
+// IssueVPN returns a certificate for a VPN server of that id at those public
+// addresses. The id is its first DNS name, by which clients know it. Clients
+// that are given an address look for that: Windows among the DNS names, others
+// where addresses belong.
+func (a *Authority) IssueVPN(id string, addresses ...netip.Addr) (Pair, error) {
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: id}, KeyUsage: x509.KeyUsageDigitalSignature, DNSNames: []string{id},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, UnknownExtKeyUsage: []asn1.ObjectIdentifier{ikeIntermediate},
+	}
+	for _, ip := range addresses {
+		template.DNSNames = append(template.DNSNames, ip.String())
 		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
 	}
 	return a.sign(template)

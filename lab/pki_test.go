@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -48,6 +49,41 @@ func TestAuthority(t *testing.T) {
 	foreign.AppendCertsFromPEM([]byte(other.PEM))
 	if _, err := loaded.Leaf.Verify(x509.VerifyOptions{Roots: foreign}); err == nil {
 		t.Error("another authority's signature was accepted")
+	}
+}
+
+// TestVPNCertificate: a VPN server's certificate is what every client's system
+// asks for: the id as first name, each address as both kinds of name, and both
+// usages.
+func TestVPNCertificate(t *testing.T) {
+	ca, err := lab.NewAuthority("Lethe lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v4, v6 := netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("2001:db8:2::10")
+	pair, err := ca.IssueVPN("nl-ams-1", v4, v6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := tls.X509KeyPair([]byte(pair.Certificate), []byte(pair.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, pool := loaded.Leaf, x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(ca.PEM))
+	for _, name := range []string{"nl-ams-1", v4.String(), v6.String()} {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: name}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !slices.Contains(leaf.DNSNames, name) {
+			t.Errorf("%s is not among the DNS names %q", name, leaf.DNSNames)
+		}
+	}
+	if leaf.Subject.CommonName != "nl-ams-1" || leaf.DNSNames[0] != "nl-ams-1" || len(leaf.IPAddresses) != 2 || leaf.KeyUsage != x509.KeyUsageDigitalSignature {
+		t.Errorf("%s %q %v %v", leaf.Subject, leaf.DNSNames, leaf.IPAddresses, leaf.KeyUsage)
+	}
+	if !slices.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}) || len(leaf.UnknownExtKeyUsage) != 1 || leaf.UnknownExtKeyUsage[0].String() != "1.3.6.1.5.5.8.2.2" {
+		t.Errorf("%v %v", leaf.ExtKeyUsage, leaf.UnknownExtKeyUsage)
 	}
 }
 

@@ -61,9 +61,10 @@ func newActivator() (*activator, error) {
 	return &activator{vpn: vpn, api: api, web: web, tlsCrypt: NewTLSCrypt()}, errors.Join(err1, err2, err3)
 }
 
-// secrets returns what the server of that id is told.
-func (a *activator) secrets(server string) (*secret.Node, error) {
-	vpn, err1 := a.vpn.Issue(server, x509.ExtKeyUsageServerAuth, []string{server})
+// secrets returns what the server of that id, which customers dial at entry, is
+// told.
+func (a *activator) secrets(server string, entry Dual) (*secret.Node, error) {
+	vpn, err1 := a.vpn.IssueVPN(server, entry.V4, entry.V6)
 	api, err2 := a.api.Issue(server, x509.ExtKeyUsageClientAuth, nil)
 	k := a.fromControl
 	return &secret.Node{
@@ -237,7 +238,7 @@ func (l *Lab) startNode(ctx context.Context, m *Machine) error {
 // Activate hands a server that waits its secrets, as the activator will. A server
 // waits after its boot, and after its unit was stopped and started.
 func (l *Lab) Activate(ctx context.Context, m *Machine) error {
-	n, err := l.activator.secrets(m.Name)
+	n, err := l.activator.secrets(m.Name, m.Addresses[0])
 	if err != nil {
 		return err
 	}

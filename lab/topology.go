@@ -61,6 +61,9 @@ var (
 	customers = segment{"customers", dual("203.0.113.1", "2001:db8:3::1")}
 )
 
+// CustomersRouter is the router of customers' machines.
+var CustomersRouter = customers.router
+
 // ISP is an invented access network of the lab: the addresses of its
 // customers, and what the GeoIP file says of them.
 type ISP struct {

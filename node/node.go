@@ -278,7 +278,7 @@ func (n *Node) build() (err error) {
 func (n *Node) buildIKE() (err error) {
 	n.ike, err = ikev2.New(ikev2.Config{
 		RuntimeDir: filepath.Join(n.dir, "ikev2"), UID: n.cfg.IKEv2User, GID: n.cfg.IKEv2User,
-		Daemon: ikeDaemon, RADIUS: radiusAddr, Node: n.policy.node,
+		Daemon: ikeDaemon, Uplinks: n.cfg.Uplinks, RADIUS: radiusAddr, Node: n.policy.node,
 		Certificate: n.secrets.VPNCertificate, Key: n.secrets.VPNKey,
 	}, n.sessions, n.log)
 	if err != nil {
@@ -441,8 +441,9 @@ func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewa
 	for _, e := range self.Endpoints {
 		if e.Protocol == protocol.IKEv2 {
 			// Whoever meets a NAT on the way goes on at the second port (RFC 7296, section 2.23).
-			cfg.Ports = append(cfg.Ports, firewall.Port{Network: "udp", Public: ikev2.Port, Daemons: []uint16{ikev2.Port}},
-				firewall.Port{Network: "udp", Public: ikev2.PortNAT, Daemons: []uint16{ikev2.PortNAT}})
+			for _, port := range []uint16{ikev2.Port, ikev2.PortNAT} {
+				cfg.Ports = append(cfg.Ports, firewall.Port{Network: "udp", Public: port, Daemons: []uint16{port}})
+			}
 			continue
 		}
 		port := firewall.Port{Network: "udp", Public: e.Port}

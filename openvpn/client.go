@@ -4,45 +4,30 @@ import (
 	"fmt"
 
 	"lethe/location"
+	"lethe/profile"
 	"lethe/protocol"
 )
 
-// ClientConfig returns a configuration (.ovpn) by which OpenVPN 2.5 or later connects to an
-// endpoint of a server. It holds nothing about the customer: the client asks for user name and
-// password. extra are further directives, one line each, that the caller answers for; the app adds
-// its own, an export adds none.
+// ClientConfig returns the configuration by which OpenVPN 2.5 or later connects to an endpoint of a server:
+// the exported profile (package profile), and then further directives, one line each, that the caller
+// answers for. It holds nothing about the customer: the client asks for user name and password.
 //
 // It fails when the server or the endpoint is not one that OpenVPN can connect to.
 func ClientConfig(server location.Server, endpoint location.Endpoint, extra ...string) (string, error) {
-	if err := server.Validate(); err != nil {
-		return "", err
-	}
-	for what, text := range map[string]string{"CA": server.CA, "tls-crypt key": server.TLSCrypt} {
-		if err := inlineable(what, text); err != nil {
-			return "", fmt.Errorf("server %s: %w", server.ID, err)
-		}
-	}
-	var t config
-	t.line("client\ndev tun\nnobind\npersist-tun\npersist-key\nauth-user-pass\nremote-cert-tls server")
-	t.line("verify-x509-name %s name\n%s", server.ID, ciphers)
-	// The server renegotiates; a second clock would only double the work.
-	t.line("reneg-sec 0")
-	switch endpoint.Protocol {
-	case protocol.OpenVPNUDP:
-		t.line("proto udp\nexplicit-exit-notify 1\n%s", fastIO)
-	case protocol.OpenVPNTCP:
-		// Without it Nagle's algorithm and delayed acknowledgements cost 40 to 80 ms a connect.
-		t.line("proto tcp-client\nsocket-flags TCP_NODELAY")
-	default:
+	name, ok := map[protocol.ID]string{protocol.OpenVPNUDP: "ovpn", protocol.OpenVPNTCP: "ovpn-tcp"}[endpoint.Protocol]
+	if !ok {
 		return "", fmt.Errorf("server %s: %s is not spoken by OpenVPN", server.ID, endpoint.Protocol)
 	}
-	for _, a := range server.Addresses {
-		t.line("remote %s %d", a, endpoint.Port)
+	format, _ := profile.Find(name)
+	server.Endpoints = []location.Endpoint{endpoint}
+	file, err := format.Render(profile.Request{Server: server})
+	if err != nil {
+		return "", err
 	}
+	t := config{}
+	t.Write(file.Text)
 	for _, l := range extra {
 		t.line("%s", l)
 	}
-	t.inline("ca", server.CA)
-	t.inline("tls-crypt", server.TLSCrypt)
 	return t.String(), nil
 }

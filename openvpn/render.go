@@ -80,8 +80,8 @@ func (c *config) inline(tag, text string) {
 	c.line("<%s>\n%s\n</%s>", tag, strings.TrimSpace(text), tag)
 }
 
-// What both ends say about ciphers. There is no cipher without authentication of its own (AEAD)
-// and no TLS before 1.3.
+// What a server says about ciphers, and its clients say too (package profile). There is no cipher without
+// authentication of its own (AEAD) and no TLS before 1.3.
 const ciphers = `tls-version-min 1.3
 tls-ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256
 data-ciphers AES-256-GCM:CHACHA20-POLY1305`

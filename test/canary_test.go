@@ -52,7 +52,7 @@ var exceptions = []exception{
 	{`kernel:(nl-ams|us-nyc)-1/nft`, `c\d tunnel.*`, true, "kernel:nft-up4 and its like: the live tunnel addresses, by which the kernel counts"},
 	{`fd:(nl-ams|us-nyc)-1/lethe-node/lethe-ledger`, `c\d (tunnel.*|user hash)`, true, "memory:lethe-node/ledger"},
 	{`kernel:(nl-ams|us-nyc)-1/neighbours`, `c\d tunnel v6.*`, true, "kernel:neighbours"},
-	{`kernel:nl-ams-1/(routes[46]|net/(route|ipv6_route|fib_trie))`, `c5 tunnel.*`, true, "kernel:routes; charon's ESP in user space wants one to each customer"},
+	{`kernel:nl-ams-1/(routes[46]|net/(fib_trie|route|ipv6_route))`, `c5 tunnel.*`, true, "kernel:routes: charon leads a live tunnel address to its device where ESP is in user space"},
 	{`memory:nl-ams-1/openvpn`, `c[0234] .*`, true, "memory:openvpn/session"},
 	{`memory:us-nyc-1/openvpn`, `c[014] .*`, true, "memory:openvpn/session; c0 was there before"},
 	{`memory:nl-ams-1/charon-systemd`, `c5 .*`, true, "memory:charon/session"},

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/lab"
+	"lethe/profile"
 )
 
 // plainClient is Debian's OpenVPN on a machine without the app's help.
@@ -125,6 +126,7 @@ func TestExport(t *testing.T) {
 			t.Errorf("%s: after the end the site sees %s, want %s", transport, got, own["-4"])
 		}
 	}
+	sameProfiles(t, c)
 	rows := usage(t, l, c.email, func(rows []usageRow) bool {
 		moved := map[string]uint64{}
 		for _, r := range rows {
@@ -135,6 +137,28 @@ func TestExport(t *testing.T) {
 	for _, r := range rows {
 		if r.In > 4 || r.Location != "nl-ams" {
 			t.Errorf("row %+v, want about 3 MB in nl-ams", r)
+		}
+	}
+}
+
+// sameProfiles compares every profile that the app writes with what the API answers to somebody without
+// the app.
+func sameProfiles(t *testing.T, c *customer) {
+	t.Helper()
+	var login struct{ Token string }
+	text, err := os.ReadFile(filepath.Join(c.Dir, "home", ".local", "state", "lethe", "token.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &login)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range profile.Names() {
+		ask := c.Command(deadline(t), "curl", "-sS", "--fail-with-body", "-m", "20", "--cacert", "/etc/lethe/ca.pem", "-H", "@-", lab.AppURL+"/v1/locations/nl-ams/profiles/"+format)
+		ask.Stdin = strings.NewReader("Authorization: Bearer " + login.Token + "\n")
+		got, err := ask.Output()
+		if want := c.must("", "config", "export", "nl-ams", "--format", format); err != nil || len(got) == 0 || strings.TrimSpace(string(got)) != strings.TrimSpace(want) {
+			t.Errorf("%s: %v, the API answers\n%s\nthe app writes\n%s", format, err, got, want)
 		}
 	}
 }

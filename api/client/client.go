@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -203,6 +204,32 @@ func (c *Client) Directory(ctx context.Context, token account.Token, have string
 	return d, a.tag, true, nil
 }
 
+// Profile is a file by which a system's own VPN client connects.
+type Profile struct {
+	Name      string // to save it as; a plain file name, never a path
+	MediaType string
+	Text      []byte
+}
+
+var fileForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,62}\.[a-z0-9]{2,16}$`)
+
+// Profile returns the file of a server of a location in a format of package
+// profile. NotFound, with a hint, when there is none.
+func (c *Client) Profile(ctx context.Context, token account.Token, code, format string) (Profile, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	path := "/v1/locations/" + url.PathEscape(code) + "/profiles/" + url.PathEscape(format)
+	a, err := c.exchange(ctx, request{method: "GET", path: path, token: &token, limit: maxAnswer})
+	if err != nil {
+		return Profile{}, err
+	}
+	_, params, err := mime.ParseMediaType(a.disposition)
+	if err != nil || !fileForm.MatchString(params["filename"]) || len(a.body) == 0 {
+		return Profile{}, strange("an answer that is not a file")
+	}
+	return Profile{params["filename"], a.mediaType, a.body}, nil
+}
+
 // Health returns nil when the service says that it works.
 func (c *Client) Health(ctx context.Context) error {
 	return c.call(ctx, "GET", "/v1/health", nil, nil, nil)
@@ -256,10 +283,11 @@ func (c *Client) exchange(ctx context.Context, req request) (answer, error) {
 }
 
 type answer struct {
-	status    int
-	mediaType string
-	tag       string
-	body      []byte
+	status      int
+	mediaType   string
+	disposition string // Content-Disposition
+	tag         string
+	body        []byte
 }
 
 var errTooLong = errors.New("answer too long")
@@ -291,7 +319,8 @@ func (c *Client) once(ctx context.Context, req request) (answer, error) {
 		err = errTooLong
 	}
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")) // an odd one is no known one
-	return answer{status: resp.StatusCode, mediaType: kind, tag: resp.Header.Get("ETag"), body: body}, err
+	return answer{status: resp.StatusCode, mediaType: kind, tag: resp.Header.Get("ETag"), body: body,
+		disposition: resp.Header.Get("Content-Disposition")}, err
 }
 
 // decode reads the answer's body. Fields that this client does not know are

@@ -8,9 +8,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
+	"mime"
 	"net"
 	"net/http"
 	"net/netip"
@@ -111,10 +113,25 @@ func places() location.Directory {
 		Locations: []location.Location{{ID: 1, Code: "nl-ams", Country: "NL", City: "Amsterdam"}},
 		Servers: []location.Server{{
 			ID: "nl-ams-1", Location: 1, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.21")},
-			Endpoints: []location.Endpoint{{Protocol: protocol.OpenVPNUDP, Port: 1194}}, CA: "ca", TLSCrypt: "key", Enabled: true,
+			Endpoints: []location.Endpoint{{Protocol: protocol.OpenVPNUDP, Port: 1194}}, CA: vpnCA(), Enabled: true,
+			TLSCrypt: "-----BEGIN OpenVPN Static key V1-----\n" + strings.Repeat("00112233445566778899aabbccddeeff\n", 16) + "-----END OpenVPN Static key V1-----\n",
 		}},
 	}
 }
+
+// vpnCA is the certificate that signs VPN servers', in PEM form.
+var vpnCA = sync.OnceValue(func() string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+})
 
 func certificate(t testing.TB, ends time.Time) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
@@ -221,6 +238,16 @@ func TestAgainstTheService(t *testing.T) {
 	if d, again, changed, err := c.Directory(ctx, token, tag); err != nil || changed || again != tag || d.Servers != nil {
 		t.Errorf("%+v %q %v %v", d, again, changed, err)
 	}
+	file, err := c.Profile(ctx, token, "nl-ams", "ovpn")
+	if err != nil || file.Name != "nl-ams-1.ovpn" || file.MediaType != "application/x-openvpn-profile" || !strings.HasPrefix(string(file.Text), "client\n") {
+		t.Errorf("%+v, %v", file, err)
+	}
+	_, err = c.Profile(ctx, token, "nl-ams", "sswan")
+	if want(t, err, fault.NotFound, "by this format"); !errors.As(err, &f) || f.Hint != "formats there: ovpn" {
+		t.Errorf("the hint is %q", f.Hint)
+	}
+	_, err = c.Profile(ctx, token, "../x", "?")
+	want(t, err, fault.NotFound, "nothing at this path")
 	p.mu.Lock()
 	p.d = location.Directory{Servers: places().Servers}
 	p.mu.Unlock()
@@ -294,6 +321,16 @@ func TestStrangeServices(t *testing.T) {
 	want(t, err, fault.Unavailable, "without a token")
 	_, err = empty.Credential(ctx, private.Of("t"))
 	want(t, err, fault.Unavailable, "without a credential")
+	_, err = empty.Profile(ctx, private.Of("t"), "nl-ams", "ovpn")
+	want(t, err, fault.Unavailable, "not a file")
+	for _, name := range []string{"../x.ovpn", "x", ".ovpn", "X.ovpn", "x y.ovpn", "/etc/x.conf", "x.ovpn\x1b"} {
+		odd := dialTo(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": name}))
+			answer(200, "text/plain", "x")(w, r)
+		}))
+		_, err = odd.Profile(ctx, private.Of("t"), "nl-ams", "ovpn")
+		want(t, err, fault.Unavailable, "not a file")
+	}
 	newer := dialTo(t, answer(200, "application/json", `{"plan":"gold","devices":1,"paid_until":"2030-01-01","disabled":false,"new_field":1}`))
 	if l, err := newer.Licence(ctx, private.Of("t")); err != nil || l.Plan != "gold" {
 		t.Errorf("a newer service: %+v, %v", l, err)

@@ -35,21 +35,24 @@ var edges = map[string][]string{
 	// storetest is the contract that every store is tested against.
 	"store/storetest": {"account", "location", "publish", "store", "usage"},
 	"store/sqlite":    {"account", "location", "publish", "store", "usage"},
-	"api":             {"account", "location", "usage"},
+	"api":             {"account", "location", "profile", "usage"},
 	// the app's side of the API shares its types only.
 	"api/client": {"account", "location"},
 	"firewall":   {"session"},
 	"resolver":   {"daemon"},
-	"openvpn":    {"daemon", "location", "session", "spec"},
-	"vici":       {},
-	"ikev2":      {"daemon", "location", "session", "spec", "vici"},
-	"radius":     {"session"},
+	// profile renders what systems' own clients read; it is pure, so that the
+	// app and the control plane give the same bytes.
+	"profile": {"location"},
+	"openvpn": {"daemon", "location", "profile", "session", "spec"},
+	"vici":    {},
+	"ikev2":   {"daemon", "location", "session", "spec", "vici"},
+	"radius":  {"session"},
 	"node": {"authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
 		"session", "spec", "usage"},
 	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
 		"slot/memory", "slot/valkey", "store", "store/sqlite", "usage"},
 	// the app renders the same client configuration that systems' own clients get.
-	"client": {"account", "api/client", "ikev2", "location", "openvpn"},
+	"client": {"account", "api/client", "ikev2", "location", "openvpn", "profile"},
 	"lab":    {"client", "control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
@@ -67,11 +70,12 @@ var reveals = map[string]int{
 	"api":          4,
 	"api/client":   4,
 	"bundle":       2,
-	"client":       12,
+	"client":       11,
 	"control":      9,
 	"ikev2":        5,
 	"node":         5,
 	"openvpn":      10,
+	"profile":      1,
 	"publish":      6,
 	"radius":       1,
 	"ratelimit":    1,

@@ -1,0 +1,4 @@
+package profile
+
+// Quote is quote, for tests.
+func Quote(s string) string { return quote(s) }
