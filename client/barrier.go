@@ -37,7 +37,7 @@ func (b *barrier) recover(ctx context.Context) (locked bool, err error) {
 	return false, b.takeDown()
 }
 
-// raise puts the barrier up, or changes what it lets through: OpenVPN's packets to the portals and,
+// raise puts the barrier up, or changes what it lets through: the tunnels' packets to the portals and,
 // with f, everything into the tunnel. On an error the barrier is as closed as before or more.
 func (b *barrier) raise(ctx context.Context, portals []portal, f *face) error {
 	b.mu.Lock()
@@ -90,11 +90,12 @@ func (b *barrier) mend(ctx context.Context) error {
 	if err != nil || b.undo == nil {
 		return err
 	}
-	f := b.face
-	if f != nil && !exists(f.device) {
-		f = nil // the tunnel has just ended, and whoever owns it does the rest
+	if f := b.face; f != nil {
+		if err := b.arrange(ctx, f); err == nil || exists(f.device) {
+			return err
+		} // else the tunnel has just ended, and whoever owns it does the rest
 	}
-	return b.arrange(ctx, f)
+	return b.arrange(ctx, nil)
 }
 
 // lower takes everything down. What cannot be put back stays recorded, so that the next call tries

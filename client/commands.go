@@ -376,11 +376,13 @@ func (a *app) helper() *cobra.Command {
 	f.StringVar(&cfg.Group, "group", "", "`group` whose members may use the helper (default: only root)")
 	f.StringVar(&cfg.ResolvConf, "resolv-conf", "", "resolver configuration `file` (default /etc/resolv.conf)")
 	f.StringVar(&cfg.OpenVPN, "openvpn", "", "`path` of OpenVPN (default /usr/sbin/openvpn)")
+	f.StringVar(&cfg.Charon, "charon", "", "`path` of strongSwan's charon-systemd (default /usr/sbin/charon-systemd)")
 	f.StringVar(&cfg.NFT, "nft", "", "`path` of nft (default /usr/sbin/nft)")
 	f.StringVar(&cfg.Resolvectl, "resolvectl", "", "`path` of resolvectl (default /usr/bin/resolvectl)")
 	f.DurationVar(&cfg.Mend, "mend", 0, "how often lock, routes and resolvers are checked and repaired (default 5s)")
 	f.DurationVar(&cfg.Beat, "beat", 0, "how often the service is told that this device is still connected (default 30s)")
-	f.Uint32Var(&cfg.UID, "openvpn-uid", 0, "user `id` that OpenVPN runs as where it may open /dev/net/tun (default 65534)")
+	f.DurationVar(&cfg.Silence, "silence", 0, "how long an IKEv2 server may be silent before the tunnel counts as lost (default 1m0s)")
+	f.Uint32Var(&cfg.UID, "openvpn-uid", 0, "user `id` that OpenVPN and charon run as where it may open /dev/net/tun (default 65534)")
 	f.Uint32Var(&cfg.GID, "openvpn-gid", 0, "group `id` that goes with it (default 65534)")
 	return c
 }

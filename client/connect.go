@@ -31,7 +31,7 @@ const freshness = 4 * time.Second
 // wanted, the rights. The service is asked for the present ones unless the lock stands in the
 // way; when it does not answer, the copies on this machine do. What the service says is not
 // paid for is not tried.
-func (a *app) target(ctx context.Context, args []string, transport string, withRights bool) (*Target, rights, error) {
+func (a *app) target(ctx context.Context, args []string, protocol, transport string, withRights bool) (*Target, rights, error) {
 	offline := a.isCutOff(ctx)
 	asking, cancel := context.WithTimeout(ctx, freshness)
 	defer cancel()
@@ -50,9 +50,14 @@ func (a *app) target(ctx context.Context, args []string, transport string, withR
 	if err != nil {
 		return nil, rights{}, err
 	}
-	t := Transport(transport)
-	if t != Auto && t != UDP && t != TCP {
+	p, t := Protocol(protocol), Transport(transport)
+	switch {
+	case !p.known():
+		return nil, rights{}, usage("no protocol "+printable(protocol), "auto, openvpn or ikev2")
+	case !t.known():
 		return nil, rights{}, usage("no transport "+printable(transport), "auto, udp or tcp")
+	case p == IKEv2 && t == TCP:
+		return nil, rights{}, usage("IKEv2 goes over UDP only", "--protocol openvpn --transport tcp")
 	}
 	l, err := choose(d, strings.Join(args, " "), last.Location)
 	if err != nil {
@@ -67,17 +72,17 @@ func (a *app) target(ctx context.Context, args []string, transport string, withR
 			return nil, rights{}, err
 		}
 	}
-	target := &Target{Location: l, Servers: servers(d, l), Transport: t, Credential: r.credential}
+	target := &Target{Location: l, Servers: servers(d, l), Protocol: p, Transport: t, Credential: r.credential}
 	return target, r, target.usable()
 }
 
 // usable checks and cleans what the service sent, with the rules of the helper.
 func (t *Target) usable() error {
-	w := wireTarget{t.Location, t.Servers, t.Transport, "-", "-", nil}
+	w := wireTarget{t.Location, t.Servers, t.Protocol, t.Transport, "-", "-", nil}
 	clean, err := w.check()
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, "no server of "+t.Location.Code+" can be used in this way", err).
-			WithHint("try --transport auto, or another location")
+			WithHint("try --protocol auto --transport auto, or another location")
 	}
 	t.Servers = clean.Servers
 	return nil
@@ -85,9 +90,9 @@ func (t *Target) usable() error {
 
 func (a *app) connect() *cobra.Command {
 	var (
-		transport    string
-		wait, noWait bool
-		timeout      time.Duration
+		protocol, transport string
+		wait, noWait        bool
+		timeout             time.Duration
 	)
 	c := &cobra.Command{
 		Use: "connect [LOCATION]", Short: "Connect to a location", Args: cobra.ArbitraryArgs, ValidArgsFunction: a.completeLocation,
@@ -111,7 +116,7 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 			}
 			done := a.progress("connecting")
 			defer done()
-			target, r, err := a.target(asking, args, transport, true)
+			target, r, err := a.target(asking, args, protocol, transport, true)
 			if err != nil {
 				return err
 			}
@@ -147,10 +152,12 @@ beside the tunnel, whatever happens to the app, the helper or the tunnel.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&transport, "transport", string(Auto), "auto, udp or tcp")
+	f.StringVar(&protocol, "protocol", Auto, "auto (the first that comes up), openvpn or ikev2")
+	f.StringVar(&transport, "transport", Auto, "auto, udp or tcp")
 	f.BoolVar(&wait, "wait", true, "wait until the tunnel is up")
 	f.BoolVar(&noWait, "no-wait", false, "return as soon as the helper has begun")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait; a new account, licence or credential adds up to a minute to the default")
+	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"auto", "openvpn", "ikev2"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions([]string{"auto", "udp", "tcp"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

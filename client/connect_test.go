@@ -35,9 +35,16 @@ func TestConnectCommands(t *testing.T) {
 	p.expect(3, "error: not logged in\nhint: .*\n", "", "connect")
 	p.expect(0, "logged in.*", accountPassword, "login", "ada@example.org")
 	p.expect(2, "error: no location \"nowhere\"\nhint: .*\n", "", "connect", "nowhere")
-	p.expect(0, `{"schema":"lethe.status/1","state":"connected","lock":true,"location":"nl-ams","country":"NL","city":"Amsterdam","server":"nl-ams-1","transport":"udp","ipv6":true,"addresses":["10.64.0.2","fd6c:6574:6865:64::2"],"attempts":0,"seconds":0,"received":.*,"sent":.*}`+"\n", "", "connect", "nl", "--json")
-	p.expect(0, "connected to Amsterdam, NL (nl-ams) for .* s\nserver:        nl-ams-1 over UDP\naddresses:     10.64.0.2, fd6c:6574:6865:64::2\nreceived:      .*\nsent:          .*\nnetwork lock:  on\n", "", "status")
-	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1 over TCP\naddresses:     .*\nnetwork lock:  on\n", "", "connect", "--transport", "tcp")
+	p.expect(0, `{"schema":"lethe.status/1","state":"connected","lock":true,"location":"nl-ams","country":"NL","city":"Amsterdam","server":"nl-ams-1","protocol":"openvpn","transport":"udp","ipv6":true,"addresses":["10.64.0.2","fd6c:6574:6865:64::2"],"attempts":0,"seconds":0,"received":.*,"sent":.*}`+"\n", "", "connect", "nl", "--json")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams) for .* s\nserver:        nl-ams-1, OpenVPN over UDP\naddresses:     10.64.0.2, fd6c:6574:6865:64::2\nreceived:      .*\nsent:          .*\nnetwork lock:  on\n", "", "status")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1, OpenVPN over TCP\naddresses:     .*\nnetwork lock:  on\n", "", "connect", "--transport", "tcp")
+
+	p.expect(2, "error: no protocol pptp\nhint: auto, openvpn or ikev2\n", "", "connect", "--protocol", "pptp")
+	p.expect(2, "error: IKEv2 goes over UDP only\nhint: .*\n", "", "connect", "--protocol", "ikev2", "--transport", "tcp")
+	p.expect(5, "error: no server of nl-ams can be used in this way\nhint: .*\n", "", "connect", "--protocol", "ikev2")
+	if _, out, _ := p.types("", "__complete", "connect", "--protocol", ""); !strings.HasPrefix(out, "auto\nopenvpn\nikev2\n") {
+		t.Errorf("completion offers %q", out)
+	}
 
 	// Blocked: the copies do, though nobody can be asked.
 	s.stop()
@@ -49,7 +56,7 @@ func TestConnectCommands(t *testing.T) {
 	p.expect(0, "connecting to Amsterdam, NL (nl-ams)\nnetwork lock:  on\n", "", "connect", "--no-wait")
 	r.await(client.Connected)
 	p.expect(0, "disconnected\nnetwork lock:  off\n", "", "disconnect")
-	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1 over UDP\n.*note: the service cannot be reached; going on with the last copy of locations and credential\n", "", "connect")
+	p.expect(0, "connected to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1, OpenVPN over UDP\n.*note: the service cannot be reached; going on with the last copy of locations and credential\n", "", "connect")
 	p.expect(0, "disconnected\nnetwork lock:  off\n", "", "disconnect")
 }
 

@@ -1,8 +1,10 @@
 package client
 
 import (
-	"lethe/account"
 	"net/netip"
+
+	"lethe/account"
+	"lethe/vici"
 )
 
 // Dialogue opens the management dialogue to its fuzz test.
@@ -24,6 +26,18 @@ func (d *Dialogue) Hear(line string) (say string, up []netip.Addr, err error) {
 
 // Ended is what the end of the process means.
 func (d *Dialogue) Ended() error { return d.d.ended() }
+
+// Verdict is what lines of charon's log say of a login, nil when nothing.
+func Verdict(lines ...string) error {
+	var v verdict
+	for _, l := range lines {
+		v.hear(new(vici.Message).Set("msg", l))
+	}
+	if why := v.why.Load(); why != nil {
+		return why
+	}
+	return nil
+}
 
 // LockRules returns the lock for one portal of each kind and a tunnel.
 func LockRules(tunnel bool) string {

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,15 +23,17 @@ type HelperConfig struct {
 	Group      string // who may use the socket beside root; empty for nobody
 	ResolvConf string // default /etc/resolv.conf
 	OpenVPN    string // default /usr/sbin/openvpn
+	Charon     string // default /usr/sbin/charon-systemd; where it is not installed there is no IKEv2
 	NFT        string // default /usr/sbin/nft
 	Resolvectl string // default /usr/bin/resolvectl, used where systemd-resolved keeps resolv.conf
 
-	UID, GID uint32 // whom OpenVPN runs as where that user may open /dev/net/tun; default 65534 (nobody)
+	UID, GID uint32 // whom OpenVPN and charon run as where that user may open /dev/net/tun; default 65534 (nobody)
 
-	Stagger time.Duration // how much later TCP starts than UDP; default 1.5 s
+	Stagger time.Duration // how much later the next turn of a race comes; default 250 ms (RFC 8305, section 8)
 	Limit   time.Duration // how long one server may take; default 8 s
 	Mend    time.Duration // how often the barrier is looked after; default 5 s
 	Beat    time.Duration // how often a slot's heartbeat is sent; default 30 s
+	Silence time.Duration // how long an IKEv2 server may be silent; OpenVPN's says so itself, by default the same; default 60 s
 	Backoff time.Duration // first wait after every way has failed once; doubles up to 20 times; default 500 ms
 }
 
@@ -40,7 +43,7 @@ func (c *HelperConfig) setDefaults() {
 		value string
 	}{
 		{&c.RuntimeDir, "/run/lethe"}, {&c.StateDir, "/var/lib/lethe"}, {&c.ResolvConf, "/etc/resolv.conf"},
-		{&c.OpenVPN, "/usr/sbin/openvpn"}, {&c.NFT, "/usr/sbin/nft"}, {&c.Resolvectl, "/usr/bin/resolvectl"},
+		{&c.OpenVPN, "/usr/sbin/openvpn"}, {&c.Charon, "/usr/sbin/charon-systemd"}, {&c.NFT, "/usr/sbin/nft"}, {&c.Resolvectl, "/usr/bin/resolvectl"},
 	} {
 		if *d.field == "" {
 			*d.field = d.value
@@ -50,7 +53,7 @@ func (c *HelperConfig) setDefaults() {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&c.Stagger, 1500 * time.Millisecond}, {&c.Limit, 8 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
+		{&c.Stagger, 250 * time.Millisecond}, {&c.Silence, time.Minute}, {&c.Limit, 8 * time.Second}, {&c.Mend, 5 * time.Second}, {&c.Backoff, 500 * time.Millisecond},
 		{&c.Beat, 30 * time.Second},
 	} {
 		if *d.field == 0 {
@@ -199,11 +202,14 @@ func (h *Helper) present() (Status, <-chan struct{}) {
 func (h *Helper) connect(ctx context.Context, t *Target) error {
 	h.asking.Lock()
 	defer h.asking.Unlock()
+	ways, err := h.ways(t)
+	if err != nil {
+		return err
+	}
 	h.leave() // before the step: what the old session still reports must not count for the new one
 	h.step(Ask, func(s *Status) {
 		*s = Status{State: s.State, Location: t.Location.Code, Country: t.Location.Country, City: t.Location.City}
 	})
-	ways := routesTo(t)
 	if err := h.barrier.raise(ctx, ways[0].portals(), nil); err != nil {
 		if h.barrier.isUp() {
 			h.step(Refused, func(s *Status) { s.Problem = ProblemOf(err) })
@@ -220,6 +226,26 @@ func (h *Helper) connect(ctx context.Context, t *Target) error {
 		h.keep(own, t, ways)
 	}(h.session.ended)
 	return nil
+}
+
+// ways are those to t by programs that are installed.
+func (h *Helper) ways(t *Target) ([]way, error) {
+	ways, lack := routesTo(t), ""
+	for i, w := range ways {
+		ways[i] = slices.DeleteFunc(w, func(r route) bool {
+			k := kinds[r.endpoint.Protocol]
+			_, err := os.Stat(k.program(&h.cfg))
+			if err != nil {
+				lack = k.hint
+			}
+			return err != nil
+		})
+	}
+	ways = slices.DeleteFunc(ways, func(w way) bool { return len(w) == 0 })
+	if len(ways) == 0 {
+		return nil, fault.New(fault.Internal, "the program for this protocol is not installed").WithHint(lack)
+	}
+	return ways, nil
 }
 
 // disconnect takes everything down. It is no error when nothing is up.
@@ -260,10 +286,11 @@ func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
 	defer running.Wait()
 	for failed, wait := 0, time.Duration(0); pause(ctx, wait); {
 		running.Wait() // who lost the last race still has the device's name
-		r, err := h.try(ctx, &running, t, ways[failed%len(ways)])
+		r, losers, err := h.try(ctx, &running, t, ways[failed%len(ways)])
 		wait = 0
 		if err == nil {
 			born := time.Now()
+			h.part(ctx, r, losers)
 			<-r.ended
 			if err = r.err; ctx.Err() == nil && !fatal(err) {
 				h.step(Lost, func(s *Status) { s.Problem = ProblemOf(err) })
@@ -288,30 +315,53 @@ func (h *Helper) keep(ctx context.Context, t *Target, ways []way) {
 }
 
 // try brings one tunnel up by one way and leads the machine into it.
-func (h *Helper) try(ctx context.Context, running *sync.WaitGroup, t *Target, w way) (*racer, error) {
-	h.note(func(s *Status) { s.Attempts, s.Server, s.Transport = s.Attempts+1, w[0].server.ID, "" })
+func (h *Helper) try(ctx context.Context, running *sync.WaitGroup, t *Target, w way) (*racer, []*racer, error) {
+	h.note(func(s *Status) { s.Attempts, s.Server, s.Protocol, s.Transport = s.Attempts+1, w[0].server.ID, "", "" })
 	if err := h.barrier.raise(ctx, w.portals(), nil); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !w.reachable(ctx) {
-		return nil, fault.New(fault.Unavailable, "the machine has no route to the server").WithHint("is it connected to a network?")
+		return nil, nil, fault.New(fault.Unavailable, "the machine has no route to the server").WithHint("is it connected to a network?")
 	}
-	r, err := race(ctx, running, w, func(r route) tunnel {
-		return tunnel{h.cfg.OpenVPN, h.cfg.RuntimeDir, h.cfg.UID, h.cfg.GID, r, t}
+	r, losers, err := race(ctx, running, w, func(r route) tunnel {
+		return kinds[r.endpoint.Protocol].tunnel(errand{&h.cfg, r, t})
 	}, h.cfg.Stagger, h.cfg.Limit)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := h.barrier.raise(ctx, []portal{r.route.portal}, r.face); err != nil {
+	if len(losers) == 0 {
+		w = way{r.route}
+	}
+	if err := h.barrier.raise(ctx, w.portals(), r.face); err != nil {
 		r.cancel()
-		return nil, err
+		return nil, nil, err
 	}
 	h.step(Up, func(s *Status) {
-		s.Problem, s.Attempts, s.Server, s.Transport = nil, 0, r.route.server.ID, r.route.proto
+		k := kinds[r.route.endpoint.Protocol]
+		s.Problem, s.Attempts, s.Server, s.Protocol, s.Transport = nil, 0, r.route.server.ID, k.protocol, k.transport
 		s.IPv6, s.Addresses = r.face.v6.IsValid(), r.face.addrs()
 		h.device, h.born = r.face.device, time.Now()
 	})
-	return r, nil
+	return r, losers, nil
+}
+
+// part closes the portals of a race behind those who lost it, as soon as they have told the server that
+// they leave.
+func (h *Helper) part(ctx context.Context, r *racer, losers []*racer) {
+	for _, l := range losers {
+		select {
+		case <-l.ended:
+		case <-r.ended:
+			return
+		}
+	}
+	if len(losers) == 0 {
+		return
+	}
+	if err := h.barrier.raise(ctx, []portal{r.route.portal}, r.face); err != nil && ctx.Err() == nil && exists(r.face.device) {
+		h.log.Log(event.Trouble{Part: event.Helper, Kind: fault.Of(err)})
+		r.cancel()
+	}
 }
 
 // pause waits for about d, from half to one and a half of it, or not at all for 0; it reports

@@ -106,7 +106,7 @@ func judge(f []byte) string {
 func flow(proto byte, src, dst netip.Addr, p []byte) string {
 	port := binary.BigEndian.Uint16(p[2:])
 	switch {
-	case (dst == netip.MustParseAddr(vpnV4) || dst == netip.MustParseAddr(vpnV6)) && (proto == unix.IPPROTO_UDP && port == 1194 || proto == unix.IPPROTO_TCP && port == 443):
+	case (dst == netip.MustParseAddr(vpnV4) || dst == netip.MustParseAddr(vpnV6)) && (proto == unix.IPPROTO_UDP && (port == 1194 || port == 4500) || proto == unix.IPPROTO_TCP && port == 443):
 		return "tunnel"
 	case proto == unix.IPPROTO_ICMPV6 && (p[0] == 133 || p[0] == 135 || p[0] == 136):
 		return ""
@@ -197,6 +197,7 @@ func (r *rig) chatter() (stop func()) {
 // TestLock breaks everything that can break and looks for packets beside the tunnel.
 func TestLock(t *testing.T) {
 	r := newRig(t)
+	r.startIKE()
 	w := r.watchWire()
 	stop := r.chatter()
 	defer stop()
@@ -208,7 +209,9 @@ func TestLock(t *testing.T) {
 	})
 	before := r.machine()
 	r.startHelper()
-	r.call(client.Request{Op: client.OpConnect, Target: r.target(client.Auto, vpnPassword)})
+	target := r.target(client.Auto, vpnPassword)
+	target.Protocol = client.OpenVPN
+	r.call(client.Request{Op: client.OpConnect, Target: target})
 	time.Sleep(20 * time.Millisecond) // what was on its way when the lock went up
 	w.mu.Lock()
 	w.leaks = nil
@@ -251,7 +254,7 @@ func TestLock(t *testing.T) {
 			}
 		}},
 		{"tunnel device down", func() {
-			dev := "lethe-" + r.call(client.Request{Op: client.OpStatus}).Transport
+			dev := "lethe-" + string(r.call(client.Request{Op: client.OpStatus}).Transport)
 			r.ip("-n " + r.client + " link set " + dev + " down")
 			time.Sleep(100 * time.Millisecond)
 		}},
@@ -276,7 +279,28 @@ func TestLock(t *testing.T) {
 			}
 		}},
 		{"connected again", func() { r.connect(client.TCP, vpnPassword, client.Connected) }},
-		{"another transport", func() { r.connect(client.UDP, vpnPassword, client.Connected) }},
+		{"another transport", func() { r.by(client.OpenVPN, client.UDP, vpnPassword, client.Connected) }},
+		{"another protocol", func() { r.by(client.IKEv2, client.UDP, vpnPassword, client.Connected) }},
+		{"charon killed", func() {
+			for _, pid := range r.children() {
+				r.sh(r.client, "kill -9 "+pid)
+			}
+			r.eventually(3*time.Second, "the loss is noticed", func() bool {
+				return r.call(client.Request{Op: client.OpStatus}).State != client.Connected || len(r.children()) > 0
+			})
+			r.await(client.Connected)
+		}},
+		{"helper of charon killed", func() {
+			r.killHelper()
+			r.eventually(3*time.Second, "charon dies with the helper", func() bool { return len(r.children()) == 0 })
+			r.startHelper()
+			if s := r.call(client.Request{Op: client.OpStatus}); s.State != client.Blocked {
+				t.Errorf("after the helper's death: %+v", s)
+			}
+			r.by(client.IKEv2, client.UDP, vpnPassword, client.Connected)
+		}},
+		{"raced", func() { r.by(client.Auto, client.Auto, vpnPassword, client.Connected) }},
+		{"and the first protocol", func() { r.by(client.OpenVPN, client.UDP, vpnPassword, client.Connected) }},
 		{"helper ended", func() {
 			_ = r.helper.Process.Signal(unix.SIGTERM)
 			_ = r.helper.Wait()

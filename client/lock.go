@@ -11,8 +11,8 @@ import (
 	"lethe/fault"
 )
 
-// Mark is the firewall mark of OpenVPN's own packets (its socket carries it, see SO_MARK in
-// socket(7)). Only root can set a mark, so no other program's packets get past the lock, not even
+// Mark is the firewall mark of the tunnel's own packets (OpenVPN's and charon's sockets carry it, see
+// SO_MARK in socket(7), and the kernel's ESP). Only root can set a mark, so no other program's packets get past the lock, not even
 // to the VPN server's address.
 const Mark = 0x6c65
 
@@ -46,7 +46,7 @@ func pathMTU(p portal) string {
 
 // lockRules returns the nft script that replaces the lock in one transaction (nft(8)): either the
 // kernel takes all of it, or the old rules stay. Without face nothing passes but DHCP, neighbour
-// discovery and OpenVPN's packets to the portals.
+// discovery and the tunnels' packets to the portals.
 //
 // There is no rule for established connections: what was open before the lock went up stops. Into
 // the tunnel goes only what carries the tunnel's own source address, so that such leftovers do not
@@ -61,6 +61,9 @@ func lockRules(portals []portal, f *face) string {
 	line("chain arriving { type filter hook prerouting priority mangle; policy accept;")
 	for _, p := range portals {
 		line("%s saddr %s %s sport %d meta mark set %#x", ipWord(p.addr), p.addr, p.proto, p.port, Mark)
+	}
+	if f != nil { // what the kernel's IPsec unpacks keeps the mark of its wrapping
+		line("iifname %q meta mark set 0", f.device)
 	}
 	line("}")
 

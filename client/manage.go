@@ -19,6 +19,7 @@ type dialogue struct {
 	env        map[string]string // the few variables of UPDOWN that are of use
 	reason     string            // why OpenVPN says it is ending; compared, never shown
 	laps       int               // answers since it was told to end
+	answered   chan struct{}     // closed when the server has answered; nil then and if nobody wants to know
 }
 
 // maxManageLine is the longest line that is read from the management interface.
@@ -66,6 +67,11 @@ func (d *dialogue) hear(line string) (say string, up *face, err error) {
 			return "", nil, fault.New(fault.Internal, "openvpn: a state without a name")
 		}
 		switch fields[1] {
+		case "AUTH":
+			if d.answered != nil {
+				close(d.answered)
+				d.answered = nil
+			}
 		case "CONNECTED":
 			up, err = d.face()
 			return "", up, err
@@ -89,24 +95,20 @@ func (d *dialogue) password(rest string) (say string, up *face, err error) {
 	case !strings.HasPrefix(rest, "Verification Failed: 'Auth'"):
 		return "", nil, nil
 	case strings.Contains(rest, "licence-expired"):
-		return "", nil, fault.New(fault.Expired, "the licence has ended").
-			WithHint("extend it; `lethe disconnect` gives the internet back meanwhile")
+		return "", nil, errLicence
 	case strings.Contains(rest, "['TEMP"):
 		return "", nil, errLater
 	default:
-		return "", nil, fault.New(fault.Unauthenticated, "user name or password refused").
-			WithHint("`lethe disconnect` gives the internet back; `lethe connect` then asks the service for the present ones")
+		return "", nil, errCredential
 	}
 }
-
-var errLater = fault.New(fault.Unavailable, "the server takes nobody at the moment")
 
 // ended returns what the end of the process means when no line has said it.
 func (d *dialogue) ended() error {
 	if strings.Contains(d.reason, "auth-temp-failure") {
 		return errLater
 	}
-	return fault.New(fault.Unavailable, "the server does not answer")
+	return errSilent
 }
 
 // quote returns s in the form of OpenVPN's command line parser.
@@ -142,16 +144,24 @@ func (d *dialogue) face() (*face, error) {
 		}
 		f.resolver(d.env[fmt.Sprintf("dns_server_1_address_%d", i)]) // as OpenVPN 2.7 says it
 	}
-	if f.device == "" || !f.v4.IsValid() && !f.v6.IsValid() || len(f.dns) == 0 {
-		return nil, fault.New(fault.Unavailable, "the server gave no tunnel address or no resolver")
+	if f.device == "" || !f.usable() {
+		return nil, errTunnelNot
 	}
 	return f, nil
 }
 
+// usable reports whether packets and names get through f.
+func (f *face) usable() bool { return (f.v4.IsValid() || f.v6.IsValid()) && len(f.dns) > 0 }
+
 // resolver adds a resolver if the tunnel can reach it.
 func (f *face) resolver(text string) {
-	a, err := netip.ParseAddr(text)
-	if err != nil || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || len(f.dns) >= 3 {
+	if a, err := netip.ParseAddr(text); err == nil {
+		f.addResolver(a)
+	}
+}
+
+func (f *face) addResolver(a netip.Addr) {
+	if a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || len(f.dns) >= 3 {
 		return
 	}
 	if a.Is4() && f.v4.IsValid() || a.Is6() && f.v6.IsValid() {

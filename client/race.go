@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/fault"
-	"lethe/protocol"
 )
 
 // way is one server at one address, with the routes to race in the order of their start.
@@ -25,20 +23,26 @@ func routesTo(t *Target) (ways []way) {
 		for _, a := range s.Addresses {
 			var w way
 			for _, e := range s.Endpoints {
-				proto := map[protocol.ID]string{protocol.OpenVPNUDP: "udp", protocol.OpenVPNTCP: "tcp"}[e.Protocol]
-				known := slices.ContainsFunc(w, func(r route) bool { return r.proto == proto })
-				if t.Transport != Auto && t.Transport != UDP && t.Transport != TCP || !t.Transport.wants(e.Protocol) || known {
-					continue
+				k, spoken := kinds[e.Protocol]
+				known := slices.ContainsFunc(w, func(r route) bool { return r.endpoint.Protocol == e.Protocol })
+				if spoken && !known && t.wants(k) {
+					w = append(w, route{s, e, portal{a.Unmap(), string(k.transport), orPort(k.portal, e.Port)}, k.turn})
 				}
-				w = append(w, route{s, e, portal{a.Unmap(), proto, e.Port}})
 			}
 			if len(w) > 0 {
-				slices.SortFunc(w, func(a, b route) int { return strings.Compare(b.proto, a.proto) }) // UDP first
+				slices.SortStableFunc(w, func(a, b route) int { return a.turn - b.turn })
 				ways = append(ways, w)
 			}
 		}
 	}
 	return ways
+}
+
+func orPort(a, b uint16) uint16 {
+	if a != 0 {
+		return a
+	}
+	return b
 }
 
 // portals are what the lock must let through for w.
@@ -79,14 +83,17 @@ func fatal(err error) bool {
 	return k == fault.Unauthenticated || k == fault.Expired || k == fault.Denied || k == fault.TooMany
 }
 
-// race starts the first route of w, the next one a stagger later or when the first has failed, and
-// returns the first tunnel that is up; the others are ended. All of them end with ctx; wg counts
-// them.
-func race(ctx context.Context, wg *sync.WaitGroup, w way, with func(route) tunnel, stagger, limit time.Duration) (*racer, error) {
+// race starts the routes of w, each at its turn or as soon as one has failed, and returns the first tunnel
+// that is up. The others are ended and returned too: they may still be taking their leave of
+// the server. All of them end with ctx; wg counts them.
+func race(ctx context.Context, wg *sync.WaitGroup, w way, with func(route) tunnel, stagger, limit time.Duration) (*racer, []*racer, error) {
 	raced, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	reports := make(chan *racer, 2*len(w)) // each reports at most twice: up and ended
 	var running []*racer
+	began := time.Now()
+	timer := time.NewTimer(limit) // until the next one's turn
+	defer timer.Stop()
 	next := func() {
 		r := &racer{route: w[len(running)], ended: make(chan struct{})}
 		var own context.Context
@@ -101,9 +108,11 @@ func race(ctx context.Context, wg *sync.WaitGroup, w way, with func(route) tunne
 			close(r.ended)
 			reports <- r
 		})
+		if len(running) < len(w) {
+			turns := w[len(running)].turn - w[0].turn
+			timer.Reset(time.Until(began.Add(time.Duration(turns) * stagger)))
+		}
 	}
-	timer := time.NewTimer(stagger)
-	defer timer.Stop()
 	next()
 	for failed := 0; ; {
 		var err error
@@ -111,29 +120,31 @@ func race(ctx context.Context, wg *sync.WaitGroup, w way, with func(route) tunne
 		case <-timer.C:
 		case r := <-reports:
 			if r.face != nil {
-				endAll(running, r)
-				return r, nil
+				return r, endAll(running, r), nil
 			}
 			failed++
 			err = r.err
 		case <-raced.Done():
 			endAll(running, nil)
-			return nil, fault.Wrap(fault.Unavailable, "the server does not answer", raced.Err())
+			return nil, nil, fault.Wrap(fault.Unavailable, "the server does not answer", raced.Err())
 		}
 		switch {
 		case err != nil && (fatal(err) || failed == len(w)):
 			endAll(running, nil)
-			return nil, err
+			return nil, nil, err
 		case len(running) < len(w):
 			next()
 		}
 	}
 }
 
-func endAll(running []*racer, but *racer) {
+// endAll tells all but one to end, and returns them.
+func endAll(running []*racer, but *racer) (others []*racer) {
 	for _, r := range running {
 		if r != but {
 			r.cancel()
+			others = append(others, r)
 		}
 	}
+	return others
 }

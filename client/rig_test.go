@@ -45,6 +45,17 @@ import (
 const asProgram = "LETHE_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	if mode := os.Getenv(asCharon); mode != "" {
+		charonMain(mode)
+		os.Exit(0)
+	}
+	if dir := os.Getenv(asServer); dir != "" {
+		if err := serverMain(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(asProgram) == "" {
 		os.Exit(m.Run())
 	}
@@ -319,7 +330,7 @@ func newServer(t testing.TB) (s location.Server, certificate, key string) {
 	}
 	ca, caKey := make1(&x509.Certificate{Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
 	leaf, leafKey := make1(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "nl-ams-1"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		Subject: pkix.Name{CommonName: "nl-ams-1"}, DNSNames: []string{"nl-ams-1"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, ca, caKey)
 	der, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {

@@ -22,6 +22,8 @@ import (
 const (
 	// Table is the number of the routing table that leads into the tunnel.
 	Table = 0x6c65
+	// charonTable is charon's own. Nobody gets as far as its rule, which stands behind ours.
+	charonTable = Table + 1
 	// rulePriority stands before the machine's own tables (32766) and after the local one (0).
 	rulePriority = 4900
 	lastMetric   = 0xfffffff0
@@ -48,7 +50,7 @@ func ourRule(family int) *netlink.Rule {
 	return r
 }
 
-// divert sends all traffic but OpenVPN's own to our table, which leads nowhere until enter. It may
+// divert sends all traffic but the tunnel's own to our table, which leads nowhere until enter. It may
 // be called again.
 func divert() error {
 	for _, f := range families() {
@@ -91,16 +93,16 @@ func enter(f *face) error {
 	return nil
 }
 
-// undivert takes rules and table away.
+// undivert takes rules and table away, and the rule that a charon which was killed has left.
 func undivert() error {
 	var all error
 	for _, f := range families() {
-		err := netlink.RuleDel(ourRule(f))
-		for err == nil { // once per rule, should there be several
-			err = netlink.RuleDel(ourRule(f))
-		}
-		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
-			all = errors.Join(all, err)
+		rules, err := netlink.RuleList(f)
+		all = errors.Join(all, err)
+		for _, r := range rules {
+			if r.Family = f; r.Table == Table || r.Table == charonTable {
+				all = errors.Join(all, netlink.RuleDel(&r))
+			}
 		}
 		routes, err := netlink.RouteListFiltered(f, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
 		all = errors.Join(all, err)

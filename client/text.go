@@ -23,6 +23,17 @@ func statusHead(s Status) string {
 	return s.State.String() + " to " + place
 }
 
+// carriage is how packets travel.
+func carriage(s Status) string {
+	name := printable(string(s.Protocol))
+	for _, k := range kinds {
+		if k.protocol == s.Protocol {
+			name = k.name
+		}
+	}
+	return name + " over " + strings.ToUpper(printable(string(s.Transport)))
+}
+
 // statusText is a status for people. full tells age and traffic of the tunnel too.
 func statusText(s Status, full bool) string {
 	var b strings.Builder
@@ -37,7 +48,7 @@ func statusText(s Status, full bool) string {
 	b.WriteString("\n")
 	switch {
 	case up:
-		line("server", "%s over %s", printable(s.Server), strings.ToUpper(printable(s.Transport)))
+		line("server", "%s, %s", printable(s.Server), carriage(s))
 		all := make([]string, len(s.Addresses))
 		for i, a := range s.Addresses {
 			all[i] = a.String()
@@ -76,7 +87,7 @@ func statusText(s Status, full bool) string {
 func statusLine(s Status) string {
 	text := statusHead(s)
 	if s.State == Connected {
-		text += fmt.Sprintf(" by %s over %s", printable(s.Server), strings.ToUpper(printable(s.Transport)))
+		text += fmt.Sprintf(" by %s, %s", printable(s.Server), carriage(s))
 	}
 	if s.Problem != nil {
 		text += ": " + printableLine(s.Problem.Text)

@@ -1,162 +1,111 @@
 package client
 
 import (
-	"bufio"
 	"context"
-	"errors"
-	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"lethe/fault"
+	"lethe/ikev2"
 	"lethe/location"
-	"lethe/openvpn"
+	"lethe/protocol"
 )
 
-// route is one way to a server: an endpoint at an address.
+// route is one way to a server: an endpoint at an address. The portal is what the lock must let
+// through for it.
 type route struct {
 	server   location.Server
 	endpoint location.Endpoint
 	portal
+	turn int // how many staggers after the first route of a race this one starts
 }
 
-// profile returns OpenVPN's configuration for r (openvpn(8)): what every client of ours uses, plus
-// what makes the helper its master. It goes to standard input and holds no user name and no
-// password.
-//
-// Of what the server pushes only addresses, timers, the data channel's parameters and resolvers are
-// accepted; routes and everything else are not. A lost connection ends the process: the helper
-// decides what to try next.
-func profile(r route, management string) (string, error) {
-	extra := []string{
-		"dev lethe-" + r.proto, "dev-type tun", fmt.Sprintf("mark %d", Mark),
-		"management " + management + " unix", "management-client", "management-hold",
-		"management-query-passwords", "management-up-down", "auth-nocache", "auth-retry none",
-		"route-noexec", "ifconfig-noexec", "remap-usr1 SIGTERM", "connect-retry-max 1", "connect-timeout 10",
-		"ignore-unknown-option dns-updown", "dns-updown disable", "script-security 0", "verb 0",
-	}
-	for _, p := range []string{
-		"ifconfig", "peer-id", "cipher", "protocol-flags", "key-derivation", "ping", "topology",
-		"route-gateway", "tun-mtu", "dhcp-option DNS", "dns server",
-	} {
-		extra = append(extra, fmt.Sprintf("pull-filter accept %q", p))
-	}
-	s := r.server
-	s.Addresses = []netip.Addr{r.addr}
-	return openvpn.ClientConfig(s, r.endpoint, append(extra, `pull-filter ignore ""`)...)
+// tunnel is one process that carries the machine's packets to a server, from its start to its end.
+type tunnel interface {
+	// run starts the process, calls up when the tunnel carries traffic and returns when the
+	// process has ended: because ctx did, because the server refused, or because the
+	// connection was lost. The error says which; it is never nil. When ctx ends, the server is
+	// told. Death of the helper ends the process too, by the kernel's hand.
+	run(ctx context.Context, up func(*face)) error
 }
 
-// tunnel is one OpenVPN process, from its start to its end.
-type tunnel struct {
-	openvpn  string
-	dir      string // for the management socket; only root can write to it
-	uid, gid uint32 // whom OpenVPN runs as, when that user may open tunTap
-	route    route
-	target   *Target
+// kind is a VPN protocol as the app speaks it. Nobody else in this package knows one from another.
+type kind struct {
+	protocol  Protocol  // as customers name it
+	transport Transport // likewise
+	name      string    // for people
+	portal    uint16    // port of the server when it is not that of the endpoint
+	turn      int       // see route
+	program   func(*HelperConfig) string
+	hint      string // how to get the program
+	tunnel    func(errand) tunnel
+}
+
+const (
+	hintOpenVPN = "is OpenVPN installed? On Debian: apt install openvpn"
+	hintCharon  = "is strongSwan installed? On Debian: apt install charon-systemd libcharon-extauth-plugins libcharon-extra-plugins"
+)
+
+// kinds are all of them. In a race OpenVPN over UDP starts first, IKEv2 a stagger later, and TCP, which
+// carries worst, after three.
+var kinds = map[protocol.ID]kind{
+	protocol.OpenVPNUDP: {OpenVPN, UDP, "OpenVPN", 0, 0, programOpenVPN, hintOpenVPN, makeOpenVPN},
+	protocol.OpenVPNTCP: {OpenVPN, TCP, "OpenVPN", 0, 3, programOpenVPN, hintOpenVPN, makeOpenVPN},
+	protocol.IKEv2:      {IKEv2, UDP, "IKEv2", ikev2.PortNAT, 1, func(c *HelperConfig) string { return c.Charon }, hintCharon, makeCharon},
+}
+
+func programOpenVPN(c *HelperConfig) string { return c.OpenVPN }
+
+func makeOpenVPN(e errand) tunnel { return openVPN{e} }
+
+func makeCharon(e errand) tunnel { return charon{e} }
+
+// errand is what a tunnel is made for.
+type errand struct {
+	cfg    *HelperConfig
+	route  route
+	target *Target
 }
 
 // tunTap is the device through which tunnels are made (tun.rst in the kernel's documentation).
 const tunTap = "/dev/net/tun"
 
-// farewell is how long OpenVPN may take to tell the server that it leaves.
+// mayOpenTUN reports whether every user may make such a device.
+func mayOpenTUN() bool {
+	node, err := os.Stat(tunTap)
+	return err == nil && node.Mode()&0o006 == 0o006
+}
+
+// rights are what a tunnel's process runs with. It dies with the helper. Where it can do without being
+// root, it is a user without rights but to the machine's network.
+func (e errand) rights(can bool) (attr *syscall.SysProcAttr, unprivileged bool) {
+	attr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if can {
+		attr.Credential = &syscall.Credential{Uid: e.cfg.UID, Gid: e.cfg.GID}
+		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
+	}
+	return attr, can
+}
+
+// farewell is how long a process may take to tell the server that it leaves.
 const farewell = 3 * time.Second
 
-// run starts OpenVPN, calls up when the tunnel carries traffic and returns when OpenVPN has ended:
-// because ctx did, because the server refused, or because the connection was lost. The error says
-// which; it is never nil. Death of the helper ends OpenVPN too, by the kernel's hand.
-func (t tunnel) run(ctx context.Context, up func(*face)) error {
-	socket := filepath.Join(t.dir, "openvpn-"+t.route.proto+".sock")
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fault.Wrap(fault.Internal, "tunnel: an old management socket cannot be removed", err)
-	}
-	config, err := profile(t.route, socket)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, "tunnel: the server cannot be connected to", err)
-	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		return fault.Wrap(fault.Internal, "tunnel: no management socket", err)
-	}
-	defer listener.Close()
-	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if node, err := os.Stat(tunTap); err == nil && node.Mode()&0o006 == 0o006 {
-		attr.Credential = &syscall.Credential{Uid: t.uid, Gid: t.gid}
-		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
-		if err := os.Chown(socket, int(t.uid), int(t.gid)); err != nil {
-			return fault.Wrap(fault.Internal, "tunnel: the management socket cannot be handed over", err)
-		}
-	}
-	cmd := exec.Command(t.openvpn, "--config", "stdin")
-	cmd.Stdin, cmd.Env, cmd.SysProcAttr = strings.NewReader(config), []string{}, attr
-	ended, err := spawn(cmd, func() { listener.Close() })
-	if err != nil {
-		return fault.Wrap(fault.Internal, "tunnel: openvpn does not start", err).WithHint("is OpenVPN installed?")
-	}
-	stop := context.AfterFunc(ctx, func() { listener.Close() })
-	conn, err := listener.AcceptUnix()
-	stop()
-	if err == nil {
-		err = t.talk(ctx, conn, cmd.Process.Pid, up, ended)
-		conn.Close()
-	} else {
-		err = fault.Wrap(fault.Internal, "openvpn ended before it said anything", err).WithHint("is it OpenVPN 2.6 or newer?")
-	}
-	_ = cmd.Process.Kill() // it has ended or must now
-	<-ended
-	return err
-}
-
-// talk answers the management interface until OpenVPN leaves it.
-func (t tunnel) talk(ctx context.Context, conn *net.UnixConn, pid int, up func(*face), ended <-chan struct{}) error {
-	if peer, err := peerOf(conn); err != nil || int(peer.Pid) != pid {
-		return fault.Wrap(fault.Internal, "tunnel: a stranger on the management socket", err)
-	}
-	d := dialogue{credential: t.target.Credential, env: map[string]string{}}
-	isUp, told := make(chan struct{}), false
-	goodbye := context.AfterFunc(ctx, func() {
-		defer conn.Close()
-		select {
-		case <-isUp: // the server should know
-		default:
-			return
-		}
-		wait := time.NewTimer(farewell)
-		defer wait.Stop()
-		if _, err := conn.Write([]byte("signal SIGTERM\n")); err == nil { // see dialogue.leave
-			select {
-			case <-ended:
-			case <-wait.C:
-			}
-		}
-	})
-	defer goodbye()
-	lines := bufio.NewScanner(conn)
-	lines.Buffer(make([]byte, 4096), maxManageLine)
-	for lines.Scan() {
-		say, f, err := d.hear(strings.TrimSuffix(lines.Text(), "\r"))
-		if err != nil {
-			return err
-		}
-		if _, err := conn.Write([]byte(say)); say != "" && err != nil {
-			break
-		}
-		if f != nil && !told {
-			told = true
-			close(isUp)
-			up(f)
-		}
-	}
-	return d.ended()
-}
+// What a server says, in whatever protocol.
+var (
+	errCredential = fault.New(fault.Unauthenticated, "user name or password refused").
+			WithHint("`lethe disconnect` gives the internet back; `lethe connect` then asks the service for the present ones")
+	errLicence = fault.New(fault.Expired, "the licence has ended").
+			WithHint("extend it; `lethe disconnect` gives the internet back meanwhile")
+	errLater     = fault.New(fault.Unavailable, "the server takes nobody at the moment")
+	errSilent    = fault.New(fault.Unavailable, "the server does not answer")
+	errTunnelNot = fault.New(fault.Unavailable, "the server gave no tunnel address or no resolver")
+)
 
 // spawn starts cmd and returns a channel that is closed when it has ended, after last was called.
 // The thread that starts it waits for it: the kernel sends the parent death signal when that

@@ -111,8 +111,12 @@ func TestRequest(t *testing.T) {
 		"slot's CA is none":  func(t *client.Target) { t.Slot.CA = "x" },
 		"no such transport":  func(t *client.Target) { t.Transport = "pigeon" },
 		"not spoken": func(t *client.Target) {
-			t.Servers[0].Endpoints = []location.Endpoint{{Protocol: protocol.IKEv2, Port: 500}}
+			t.Servers[0].Endpoints, t.Protocol = []location.Endpoint{{Protocol: protocol.IKEv2, Port: 500}}, client.OpenVPN
 		},
+		"not spoken over TCP": func(t *client.Target) {
+			t.Servers[0].Endpoints, t.Transport = []location.Endpoint{{Protocol: protocol.IKEv2, Port: 500}}, client.TCP
+		},
+		"no such protocol": func(t *client.Target) { t.Protocol = "pptp" },
 	} {
 		bad := good()
 		spoil(bad)
@@ -226,6 +230,40 @@ func FuzzDialogue(f *testing.F) {
 	})
 }
 
+// TestVerdict walks through what charon may say of a login; the lines are those of strongSwan 5.9.8. What
+// somebody has put into a certificate says nothing.
+func TestVerdict(t *testing.T) {
+	const asked = "server requested EAP_MSCHAPV2 authentication (id 0x01)"
+	for _, c := range []struct{ lines, want string }{
+		{asked + "\nEAP-MS-CHAPv2 failed with error ERROR_AUTHENTICATION_FAILURE: 'x'\nreceived EAP_FAILURE, EAP authentication failed", "user name or password refused"},
+		{asked + "\nEAP-MS-CHAPv2 failed with error ERROR_ACCT_DISABLED: 'x'", "the licence has ended"},
+		{asked + "\nEAP-MS-CHAPv2 failed with error ERROR_NO_DIALIN_PERMISSION: 'x'", "the server does not let this customer in"},
+		{asked + "\nEAP-MS-CHAPv2 succeeded: 'OK'\nreceived AUTHENTICATION_FAILED notify error", "the server takes nobody at the moment"},
+		{"received EAP_FAILURE, EAP authentication failed", "the server takes nobody at the moment"},
+		{"received AUTHENTICATION_FAILED notify error", "the server has not proven who it is"},
+		{"no trusted ECDSA public key found for 'nl-ams-1'", "the server has not proven who it is"},
+		{"constraint check failed: identity 'nl-ams-1' required", "the server has not proven who it is"},
+		{"received NO_PROPOSAL_CHOSEN notify error", "server and strongSwan agree on no algorithms"},
+		{"received end entity cert \"CN=EAP-MS-CHAPv2 failed with error ERROR_AUTHENTICATION_FAILURE\"", ""},
+		{"giving up after 7 retransmits", ""},
+	} {
+		err := client.Verdict(strings.Split(c.lines, "\n")...)
+		if (err == nil) != (c.want == "") || err != nil && err.Error() != c.want {
+			t.Errorf("%s: %v, want %q", c.lines, err, c.want)
+		}
+	}
+}
+
+func FuzzVerdict(f *testing.F) {
+	f.Add("server requested EAP_MSCHAPV2 authentication\nEAP-MS-CHAPv2 failed with error ERROR_ACCT_DISABLED: 'c4nary'")
+	f.Add("no trusted c4nary")
+	f.Fuzz(func(t *testing.T, lines string) {
+		if err := client.Verdict(strings.Split(lines, "\n")...); err != nil && (strings.Contains(err.Error(), "c4nary") || client.ProblemOf(err).Hint == "" && fault.Of(err) != fault.Unavailable) {
+			t.Errorf("%q says %v", lines, err)
+		}
+	})
+}
+
 // TestLockRules: nft understands the rules, and they hold no way out for what is established.
 func TestLockRules(t *testing.T) {
 	for _, tunnel := range []bool{false, true} {
@@ -252,7 +290,7 @@ func TestProblem(t *testing.T) {
 
 // TestText: what a person reads of states, ages and sizes that a test cannot wait for.
 func TestText(t *testing.T) {
-	base := client.Status{Location: "nl-ams", Country: "NL", City: "Amsterdam", Lock: true, Server: "nl-ams-1", Transport: "udp"}
+	base := client.Status{Location: "nl-ams", Country: "NL", City: "Amsterdam", Lock: true, Server: "nl-ams-1", Protocol: client.OpenVPN, Transport: "udp"}
 	with := func(change func(*client.Status)) client.Status {
 		s := base
 		change(&s)
@@ -265,11 +303,11 @@ func TestText(t *testing.T) {
 		{with(func(s *client.Status) {
 			s.State, s.Seconds, s.Received, s.Sent = client.Connected, 3*86400+7200, 12_345_678_901, 999_999
 			s.Addresses = []netip.Addr{netip.MustParseAddr("10.64.0.2")}
-		}), "connected to Amsterdam, NL (nl-ams) for 3 d 2 h\nserver:        nl-ams-1 over UDP\naddresses:     10.64.0.2\nIPv6:          blocked, the server has none\n" +
-			"received:      12.35 GB\nsent:          1.0 MB\nnetwork lock:  on\n", "connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
+		}), "connected to Amsterdam, NL (nl-ams) for 3 d 2 h\nserver:        nl-ams-1, OpenVPN over UDP\naddresses:     10.64.0.2\nIPv6:          blocked, the server has none\n" +
+			"received:      12.35 GB\nsent:          1.0 MB\nnetwork lock:  on\n", "connected to Amsterdam, NL (nl-ams) by nl-ams-1, OpenVPN over UDP\n"},
 		{with(func(s *client.Status) { s.State, s.Seconds, s.IPv6 = client.Connected, 3661, true }),
-			"connected to Amsterdam, NL (nl-ams) for 1 h 1 min\nserver:        nl-ams-1 over UDP\nreceived:      0 bytes\nsent:          0 bytes\nnetwork lock:  on\n",
-			"connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
+			"connected to Amsterdam, NL (nl-ams) for 1 h 1 min\nserver:        nl-ams-1, OpenVPN over UDP\nreceived:      0 bytes\nsent:          0 bytes\nnetwork lock:  on\n",
+			"connected to Amsterdam, NL (nl-ams) by nl-ams-1, OpenVPN over UDP\n"},
 		{with(func(s *client.Status) {
 			s.State, s.Attempts, s.Problem = client.Reconnecting, 3, &client.Problem{Text: "the server does not\x1b answer"}
 		}), "reconnecting to Amsterdam, NL (nl-ams)\nserver:        nl-ams-1, attempt 3\nnetwork lock:  on\nproblem:       the server does not answer\n",
@@ -280,9 +318,9 @@ func TestText(t *testing.T) {
 			"blocked on the way to Amsterdam, NL (nl-ams)\nnetwork lock:  on\nproblem:       refused\nhint:          try\n",
 			"blocked on the way to Amsterdam, NL (nl-ams): refused\n"},
 		{with(func(s *client.Status) { s.State, s.IPv6, s.Slot = client.Connected, true, client.SlotOver }),
-			"connected to Amsterdam, NL (nl-ams) for 0 s\nserver:        nl-ams-1 over UDP\nreceived:      0 bytes\nsent:          0 bytes\n" +
+			"connected to Amsterdam, NL (nl-ams) for 0 s\nserver:        nl-ams-1, OpenVPN over UDP\nreceived:      0 bytes\nsent:          0 bytes\n" +
 				"devices:       the licence's limit is reached without this one; it stays connected\nnetwork lock:  on\n",
-			"connected to Amsterdam, NL (nl-ams) by nl-ams-1 over UDP\n"},
+			"connected to Amsterdam, NL (nl-ams) by nl-ams-1, OpenVPN over UDP\n"},
 		{with(func(s *client.Status) { s.State = client.Disconnecting }), "disconnecting from Amsterdam, NL (nl-ams)\nnetwork lock:  on\n", "disconnecting from Amsterdam, NL (nl-ams)\n"},
 	} {
 		if text, line := client.StatusText(c.status); text != c.text || line != c.line {

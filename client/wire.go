@@ -15,7 +15,6 @@ import (
 	"lethe/fault"
 	"lethe/location"
 	"lethe/private"
-	"lethe/protocol"
 )
 
 // The helper protocol: one JSON object per line over a Unix stream socket. The app sends one
@@ -39,20 +38,32 @@ const (
 	OpDisconnect Op = "disconnect" // take tunnel and lock down; answers when it is done
 )
 
+// Auto leaves a choice to the helper: it races what is left and takes the first that comes up.
+const Auto = "auto"
+
+// Protocol is the VPN protocol that a customer wants.
+type Protocol string
+
+// The protocols, beside [Auto].
+const (
+	OpenVPN Protocol = "openvpn"
+	IKEv2   Protocol = "ikev2" // over UDP only
+)
+
 // Transport is how a customer wants packets carried.
 type Transport string
 
-// The transports.
+// The transports, beside [Auto].
 const (
-	Auto Transport = "auto" // UDP first, TCP a moment later, whichever comes up first
-	UDP  Transport = "udp"
-	TCP  Transport = "tcp"
+	UDP Transport = "udp"
+	TCP Transport = "tcp"
 )
 
 // Target is where to connect and as whom.
 type Target struct {
 	Location   location.Location
 	Servers    []location.Server // of that location, in the order to try
+	Protocol   Protocol          // empty for Auto
 	Transport  Transport
 	Credential account.Credential
 	Slot       *Slot // to keep while connected; nil for none
@@ -71,8 +82,9 @@ type Status struct {
 	Location  string       `json:"location,omitempty"` // code of the location asked for
 	Country   string       `json:"country,omitempty"`  // its country's code
 	City      string       `json:"city,omitempty"`
-	Server    string       `json:"server,omitempty"` // id of the server in use or being tried
-	Transport string       `json:"transport,omitempty"`
+	Server    string       `json:"server,omitempty"`    // id of the server in use or being tried
+	Protocol  Protocol     `json:"protocol,omitempty"`  // of the present tunnel
+	Transport Transport    `json:"transport,omitempty"` // likewise
 	IPv6      bool         `json:"ipv6"`                // IPv6 goes through the tunnel; when false it is blocked
 	Addresses []netip.Addr `json:"addresses,omitempty"` // this machine's inside the tunnel
 	Attempts  int          `json:"attempts"`            // servers tried since the last tunnel
@@ -115,6 +127,7 @@ type Reply struct {
 type wireTarget struct {
 	Location  location.Location `json:"location"`
 	Servers   []location.Server `json:"servers"`
+	Protocol  Protocol          `json:"protocol,omitempty"`
 	Transport Transport         `json:"transport"`
 	Username  string            `json:"username"`
 	Password  string            `json:"password"`
@@ -132,7 +145,7 @@ type wireRequest struct {
 func (r Request) Encode() ([]byte, error) {
 	w := wireRequest{Version: WireVersion, Op: r.Op}
 	if t := r.Target; t != nil {
-		w.Target = &wireTarget{t.Location, t.Servers, t.Transport, t.Credential.Username.Reveal(), t.Credential.Password.Reveal(), t.Slot.wire()}
+		w.Target = &wireTarget{t.Location, t.Servers, t.Protocol, t.Transport, t.Credential.Username.Reveal(), t.Credential.Password.Reveal(), t.Slot.wire()}
 	}
 	b, err := json.Marshal(w)
 	return append(b, '\n'), err
@@ -183,7 +196,10 @@ func (w *wireTarget) check() (*Target, error) {
 			return nil, errors.New("user name and password: want 1 to 128 printable ASCII characters")
 		}
 	}
-	t := &Target{Location: w.Location, Transport: w.Transport, Credential: account.Credential{
+	if !w.Protocol.known() || !w.Transport.known() {
+		return nil, errors.New("no such protocol or transport")
+	}
+	t := &Target{Location: w.Location, Protocol: w.Protocol, Transport: w.Transport, Credential: account.Credential{
 		Username: private.Of(w.Username), Password: private.Of(w.Password),
 	}}
 	var err error
@@ -203,7 +219,7 @@ func (w *wireTarget) check() (*Target, error) {
 		t.Servers = append(t.Servers, s)
 	}
 	if len(routesTo(t)) == 0 {
-		return nil, fmt.Errorf("no server speaks OpenVPN over transport %q", w.Transport)
+		return nil, fmt.Errorf("no server speaks %q over transport %q", w.Protocol, w.Transport)
 	}
 	return t, nil
 }
@@ -232,7 +248,11 @@ func cleanCA(text string) (string, error) {
 	return out.String(), nil
 }
 
-// wants reports whether t includes OpenVPN over the transport of p.
-func (t Transport) wants(p protocol.ID) bool {
-	return p == protocol.OpenVPNUDP && t != TCP || p == protocol.OpenVPNTCP && t != UDP
+func (p Protocol) known() bool { return p == "" || p == Auto || p == OpenVPN || p == IKEv2 }
+
+func (t Transport) known() bool { return t == Auto || t == UDP || t == TCP }
+
+// wants reports whether t includes a kind of tunnel.
+func (t *Target) wants(k kind) bool {
+	return (t.Protocol == "" || t.Protocol == Auto || t.Protocol == k.protocol) && (t.Transport == Auto || t.Transport == k.transport)
 }

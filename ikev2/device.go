@@ -17,15 +17,21 @@ import (
 // goes when charon does.
 const libipsecDevice = "ipsec0"
 
-// tunnelMTU is what fits into ESP in UDP over IPv6 over Ethernet, and kernel-libipsec's own.
-const tunnelMTU = 1400
+// TunnelMTU is what fits into ESP in UDP over IPv6 over Ethernet, and kernel-libipsec's own.
+const TunnelMTU = 1400
 
 // interfaceID is the XFRM interface identifier of a daemon; 0 would mean none.
 func interfaceID(daemon uint8) uint32 { return uint32(daemon) + 1 }
 
-// offload reports whether the kernel does ESP with AES-GCM and has XFRM interfaces. It asks by making
+// What a customer's machine has instead, where other IPsec may be at work.
+const (
+	clientInterfaceID = 0x6c657468
+	clientDevice      = "lethe-ike"
+)
+
+// Offload reports whether the kernel does ESP with AES-GCM and has XFRM interfaces. It asks by making
 // both and taking them away again.
-func offload() bool {
+func Offload() bool {
 	probe := &netlink.Xfrmi{LinkAttrs: netlink.LinkAttrs{Name: "lethe-probe"}, Ifid: 1<<32 - 1}
 	if netlink.LinkAdd(probe) != nil {
 		return false
@@ -54,14 +60,60 @@ func prepare(dir string, gid uint32) error {
 // makeDevice makes the XFRM interface and removes what a charon that was killed left in the kernel: its SAs
 // and policies are nobody's. Making the interface again changes nothing.
 func makeDevice(in Instance) error {
-	err := errors.Join(netlink.XfrmStateFlush(0), netlink.XfrmPolicyFlush())
-	if _, absent := netlink.LinkByName(in.Device); absent != nil {
-		err = errors.Join(err, netlink.LinkAdd(&netlink.Xfrmi{LinkAttrs: netlink.LinkAttrs{Name: in.Device, MTU: tunnelMTU}, Ifid: interfaceID(in.Daemon)}))
+	return makeInterface(in.Device, interfaceID(in.Daemon), errors.Join(netlink.XfrmStateFlush(0), netlink.XfrmPolicyFlush()))
+}
+
+// makeInterface makes an XFRM interface, unless there is one of that name; err is from before.
+func makeInterface(name string, id uint32, err error) error {
+	if _, absent := netlink.LinkByName(name); absent != nil {
+		err = errors.Join(err, netlink.LinkAdd(&netlink.Xfrmi{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: TunnelMTU}, Ifid: id}))
 	}
 	if err != nil {
-		return fmt.Errorf("ikev2: XFRM interface %s: %w", in.Device, err)
+		return fmt.Errorf("ikev2: XFRM interface %s: %w", name, err)
 	}
 	return nil
+}
+
+// ClientDevice returns the name of the device that a customer's packets will go into. Without offload it is
+// that of the TUN device which the next charon to start here will make: the first that is free.
+func ClientDevice(offload bool) string {
+	if offload {
+		return clientDevice
+	}
+	for n := 0; ; n++ {
+		name := fmt.Sprintf("ipsec%d", n)
+		if _, err := netlink.LinkByName(name); err != nil {
+			return name
+		}
+	}
+}
+
+// OpenClientDevice makes the XFRM interface of a customer's machine; CloseClientDevice removes it, and with it
+// the SAs and policies that a charon which was killed left there. What is not of that interface is left alone.
+func OpenClientDevice() error {
+	return makeInterface(clientDevice, clientInterfaceID, sweep(clientInterfaceID))
+}
+
+// CloseClientDevice undoes [OpenClientDevice].
+func CloseClientDevice() error {
+	return errors.Join(sweep(clientInterfaceID), removeDevice(clientDevice))
+}
+
+// sweep removes the SAs and policies of an XFRM interface.
+func sweep(id int) error {
+	states, err := netlink.XfrmStateList(netlink.FAMILY_ALL)
+	for _, s := range states {
+		if s.Ifid == id {
+			err = errors.Join(err, netlink.XfrmStateDel(&s))
+		}
+	}
+	policies, e := netlink.XfrmPolicyList(netlink.FAMILY_ALL)
+	for _, p := range policies {
+		if p.Ifid == id {
+			e = errors.Join(e, netlink.XfrmPolicyDel(&p))
+		}
+	}
+	return errors.Join(err, e)
 }
 
 // configure gives the device its addresses, and with them the routes to the customers.

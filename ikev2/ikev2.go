@@ -10,7 +10,7 @@
 //     plugin sends as NAS-Port, and the answer carries the tunnel addresses of the grant.
 //   - The driver (driver.go) keeps the process running, or takes over the one that a former agent left, and
 //     follows its events: Child SA up, IKE SA rekeyed, IKE SA down.
-//   - Customers' own systems are told how to connect by package profile.
+//   - Customers' own systems are told how to connect by package profile; the app's charon by client.go.
 //
 // A session's life hangs on charon's events over VICI, not on RADIUS accounting, although that has a start
 // and a stop too. Both come from the same hooks inside charon, so they agree about rekeying, MOBIKE and dead
@@ -134,7 +134,7 @@ func New(cfg Config, core Core, log *event.Logger) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, ident: ident, core: core, log: log}
-	s.in = Instance{Daemon: cfg.Daemon, Device: libipsecDevice, Offload: offload()}
+	s.in = Instance{Daemon: cfg.Daemon, Device: libipsecDevice, Offload: Offload()}
 	if s.in.Offload {
 		s.in.Device = fmt.Sprintf("lethe%d", cfg.Daemon)
 	}

@@ -21,10 +21,11 @@ const (
 
 // Tour tells the story of one customer on a running lab and writes what is
 // typed and what is answered to out: sign up, be licensed by the operator, log in,
-// connect, fetch the web site through the tunnel, be refused with a second device
-// over the licence's limit, disconnect, and the one usage row that is all the
-// provider keeps. It fails when the site sees another address than a server's, the
-// second device is let in, or no row comes.
+// connect by OpenVPN, fetch the web site through the tunnel, be refused with a second
+// device over the licence's limit, disconnect, the same by IKEv2, and the usage rows,
+// one for each protocol, that are all the provider keeps. It fails when the site
+// sees another address than a server's, the second device is let in, or a row does
+// not come.
 func Tour(ctx context.Context, info *Info, out io.Writer) error {
 	t := tour{out, info.Machine(customerName(0)), info.Machine("control")}
 	before, err := t.visit(ctx)
@@ -43,11 +44,27 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 		{t.control, "", []string{"lethe-control", "licence", "create", TourEmail, "--plan", "standard", "--devices", "1", "--until", until, "--dir", controlData}},
 		{t.customer, TourPassword + "\n", []string{"lethe", "login", TourEmail}},
 		{t.customer, "", []string{"lethe", "locations"}},
-		{t.customer, "", []string{"lethe", "connect", code}}, // waits until the server knows the customer
 	} {
 		if err := t.enter(ctx, s.on, s.stdin, s.args...); err != nil {
 			return err
 		}
+	}
+	// Connecting waits until the server knows the customer.
+	if err := t.connected(ctx, place, before, "openvpn", 5, func() error { return t.limit(ctx, code) }); err != nil {
+		return err
+	}
+	if err := t.connected(ctx, place, before, "ikev2", 3, func() error { return nil }); err != nil {
+		return err
+	}
+	return t.usage(ctx, 2)
+}
+
+// connected connects by a protocol to a server's location, moves some megabytes, calls
+// meanwhile and disconnects. The address that the site sees must be the server's, and not before.
+func (t *tour) connected(ctx context.Context, place *Machine, before, protocol string, megabytes int, meanwhile func() error) error {
+	code, _ := strings.CutSuffix(place.Name, "-1")
+	if err := t.enter(ctx, t.customer, "", "lethe", "connect", code, "--protocol", protocol); err != nil {
+		return err
 	}
 	inside, err := t.visit(ctx)
 	if err != nil {
@@ -57,20 +74,17 @@ func Tour(ctx context.Context, info *Info, out io.Writer) error {
 		return fmt.Errorf("the web site sees %s, want an address of %s", inside, place.Name)
 	}
 	for _, args := range [][]string{
-		{"curl", "-sS", "-o", "/dev/null", "-w", `%{size_download} bytes\n`, SiteURL + "bytes/5000000"},
+		{"curl", "-sS", "-o", "/dev/null", "-w", `%{size_download} bytes\n`, fmt.Sprintf("%sbytes/%d000000", SiteURL, megabytes)},
 		{"lethe", "status"},
 	} {
 		if err := t.enter(ctx, t.customer, "", args...); err != nil {
 			return err
 		}
 	}
-	if err := t.limit(ctx, code); err != nil {
+	if err := meanwhile(); err != nil {
 		return err
 	}
-	if err := t.enter(ctx, t.customer, "", "lethe", "disconnect"); err != nil {
-		return err
-	}
-	return t.usage(ctx)
+	return t.enter(ctx, t.customer, "", "lethe", "disconnect")
 }
 
 // limit shows what a second device of the same customer is told while the first
@@ -137,21 +151,21 @@ func (t *tour) visit(ctx context.Context) (string, error) {
 	return address, nil
 }
 
-// usagePatience is how long the tour waits for the row: several of the lab's
+// usagePatience is how long the tour waits for the rows: several of the lab's
 // delivery intervals.
 const usagePatience = 30 * time.Second
 
-// usage waits for the usage row and shows it.
-func (t *tour) usage(ctx context.Context) error {
-	fmt.Fprintln(t.out, "\nwaiting for the server to deliver the usage record, at a moment of its own clock …")
+// usage waits for the usage rows and shows them.
+func (t *tour) usage(ctx context.Context, rows int) error {
+	fmt.Fprintln(t.out, "\nwaiting for the server to deliver the usage records, at moments of its own clock …")
 	var failed error
-	err := await(ctx, usagePatience, "no usage row came", func(ctx context.Context) bool {
+	err := await(ctx, usagePatience, "not every usage row came", func(ctx context.Context) bool {
 		var answer struct {
 			Rows []json.RawMessage `json:"rows"`
 		}
 		got, err := t.control.Operate(ctx, "usage", "show", TourEmail, "--json")
 		failed = errors.Join(err, json.Unmarshal([]byte(got), &answer))
-		return failed != nil || len(answer.Rows) > 0
+		return failed != nil || len(answer.Rows) >= rows
 	})
 	if err = errors.Join(failed, err); err != nil {
 		return err

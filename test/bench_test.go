@@ -157,7 +157,7 @@ func BenchmarkThroughput(b *testing.B) {
 	one := func(o *lab.Options) { o.Locations = lab.Places()[:1] }
 	ours := newLab(b, one, func(o *lab.Options) { o.Spec = `{"poll_seconds": 10, "usage_seconds": 2}` })
 	c := newCustomer(b, ours, 0)
-	c.connect("--transport", "udp")
+	c.connect("--protocol", "openvpn", "--transport", "udp")
 	peer := newLab(b, one, func(o *lab.Options) { o.Bare = true })
 	closeOnInterrupt(b, ours, peer)
 	startBare(b, peer)

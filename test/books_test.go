@@ -259,7 +259,7 @@ func (g *guest) rename(b *books) {
 // enter connects to a place by "udp" or "tcp".
 func (g *guest) enter(place, transport string) {
 	g.t.Helper()
-	g.connect(place, "--transport", transport)
+	g.connect(place, "--protocol", "openvpn", "--transport", transport)
 	g.place, g.proto = place, map[string]protocol.ID{"udp": protocol.OpenVPNUDP, "tcp": protocol.OpenVPNTCP}[transport]
 }
 

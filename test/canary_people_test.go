@@ -135,7 +135,7 @@ func (g *marked) join() {
 // app connects with the app.
 func (g *marked) app(place, transport string) {
 	g.t.Helper()
-	g.connect(place, "--transport", transport)
+	g.connect(place, "--protocol", "openvpn", "--transport", transport)
 	g.learn()
 }
 

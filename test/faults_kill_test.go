@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lethe/ikev2"
 	"lethe/lab"
 )
 
@@ -126,7 +127,7 @@ func (w *trial) kills() {
 	back("openvpn, UDP", w.lets("nl-ams udp", username, secret))
 	w.until(soon, "bob's app", func() bool { return w.visit(bob) == nil })
 	w.t.Logf("openvpn, TCP: the app has a tunnel again %v later", time.Since(bobs).Round(time.Millisecond))
-	w.person(ada).must("", "connect", "nl-ams", "--transport", "udp")
+	w.person(ada).must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "udp")
 	w.alive(ada)
 	stop()
 
@@ -164,7 +165,7 @@ func (w *trial) lockHolds() {
 	if n := leaks(); n > 0 {
 		w.t.Errorf("%d packets have passed the lock", n)
 	}
-	c.must("", "connect", "nl-ams", "--transport", "udp")
+	c.must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "udp")
 	w.alive(ada)
 	if n := leaks(); n > 0 {
 		w.t.Errorf("%d packets have passed the lock", n)
@@ -173,11 +174,11 @@ func (w *trial) lockHolds() {
 	c.must("", "disconnect")
 	chatter()
 	w.until(soon, "packets on the cable", func() bool { return leaks() > 4 })
-	c.must("", "connect", "nl-ams", "--transport", "udp")
+	c.must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "udp")
 }
 
 // watch counts the packets that come out of a machine, at the router's end of its
-// cable, and are neither OpenVPN's to a server nor what keeps the link alive.
+// cable, and are neither a tunnel's to a server nor what keeps the link alive.
 func (w *trial) watch(device string, server []netip.Addr) (leaks func() int) {
 	w.t.Helper()
 	var fd int
@@ -233,7 +234,7 @@ func interfaceIndex(fd int, device string) (int, error) {
 }
 
 // leaked reports whether an Ethernet frame is anything but ARP, neighbour
-// discovery and OpenVPN's packets to a server.
+// discovery and a tunnel's packets to a server.
 func leaked(frame []byte, server []netip.Addr) bool {
 	if len(frame) < 14+40 {
 		return false // shorter than any IPv6 packet: ARP
@@ -257,7 +258,7 @@ func leaked(frame []byte, server []netip.Addr) bool {
 		return true
 	}
 	port := binary.BigEndian.Uint16(rest[2:])
-	return !(protocol == unix.IPPROTO_UDP && port == 1194 || protocol == unix.IPPROTO_TCP && port == 443)
+	return !(protocol == unix.IPPROTO_UDP && (port == 1194 || port == ikev2.PortNAT) || protocol == unix.IPPROTO_TCP && port == 443)
 }
 
 // shutdown tells every program to stop: it ends in time and in order.

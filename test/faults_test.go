@@ -70,8 +70,8 @@ func newTrial(t *testing.T) *trial {
 		}
 	}
 	w.settle()
-	w.person(ada).must("", "connect", "nl-ams", "--transport", "udp")
-	w.person(bob).must("", "connect", "nl-ams", "--transport", "tcp")
+	w.person(ada).must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "udp")
+	w.person(bob).must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "tcp")
 	return w
 }
 

@@ -164,7 +164,7 @@ func TestIKEv2(t *testing.T) {
 	l := newLab(t, func(o *lab.Options) { o.Customers = 3 })
 	gentle(t, l, 3)
 	c, other := newCustomer(t, l, 0), l.Customer(1)
-	c.connect("nl-ams") // afterwards the server knows the credential
+	c.connect("nl-ams", "--protocol", "openvpn") // afterwards the server knows the credential
 	c.must("", "disconnect")
 	var credential struct{ Username, Password string }
 	if err := json.Unmarshal([]byte(c.must("", "credentials", "show", "--json")), &credential); err != nil {

@@ -41,8 +41,8 @@ func TestUp(t *testing.T) {
 	}
 	for _, want := range []string{
 		"✓ VPN server nl-ams-1 in Amsterdam", "✓ VPN server us-nyc-1 in New York", "✓ lab is up",
-		"customer-1$ lethe connect nl-ams", "address: 198.51.100.1", "host: www.river.example",
-		"nl-ams    DE       Elbe Telekom  openvpn-udp", "make down",
+		"customer-1$ lethe connect nl-ams --protocol openvpn", "nl-ams-1, OpenVPN over UDP", "customer-1$ lethe connect nl-ams --protocol ikev2", "nl-ams-1, IKEv2 over UDP", "address: 198.51.100.1", "host: www.river.example",
+		"nl-ams    DE       Elbe Telekom  openvpn-udp", "nl-ams    DE       Elbe Telekom  ikev2 ", "make down",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("up does not show %q:\n%s", want, out)
@@ -59,8 +59,8 @@ func TestStory(t *testing.T) {
 	l := newLab(t, func(o *lab.Options) { o.Customers = 2 })
 	gentle(t, l, 2)
 	ada, bob := newCustomer(t, l, 0), newCustomer(t, l, 1)
-	ada.connect("nl-ams", "--transport", "udp")
-	bob.connect("us-nyc", "--transport", "tcp")
+	ada.connect("nl-ams", "--protocol", "openvpn", "--transport", "udp")
+	bob.connect("us-nyc", "--protocol", "openvpn", "--transport", "tcp")
 	for c, exit := range map[*customer]string{ada: "198.51.100.1", bob: "198.51.100.2"} {
 		for _, family := range []string{"-4", "-6"} {
 			want := map[string]string{"-4": "address: " + exit, "-6": "address: 2001:db8:2::" + strings.TrimPrefix(exit, "198.51.100.")}[family]

@@ -45,14 +45,14 @@ var edges = map[string][]string{
 	"profile": {"location"},
 	"openvpn": {"daemon", "location", "profile", "session", "spec"},
 	"vici":    {},
-	"ikev2":   {"daemon", "location", "session", "spec", "vici"},
+	"ikev2":   {"daemon", "location", "profile", "session", "spec", "vici"},
 	"radius":  {"session"},
 	"node": {"authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
 		"session", "spec", "usage"},
 	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
 		"slot/memory", "slot/valkey", "store", "store/sqlite", "usage"},
-	// the app renders the same client configuration that systems' own clients get.
-	"client": {"account", "api/client", "ikev2", "location", "openvpn", "profile"},
+	// the app renders the same client configuration that systems' own clients get, and drives OpenVPN and charon.
+	"client": {"account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
 	"lab":    {"client", "control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
@@ -70,9 +70,9 @@ var reveals = map[string]int{
 	"api":          4,
 	"api/client":   4,
 	"bundle":       2,
-	"client":       11,
+	"client":       13,
 	"control":      9,
-	"ikev2":        5,
+	"ikev2":        6,
 	"node":         5,
 	"openvpn":      10,
 	"profile":      1,
