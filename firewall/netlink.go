@@ -27,9 +27,10 @@ const (
 // request inside the send call, so all answers wait when it returns: reading needs
 // no waiting, and nothing stale is ever left behind.
 type socket struct {
-	fd  int
-	seq atomic.Uint32
-	buf []byte
+	fd    int
+	seq   atomic.Uint32
+	buf   []byte
+	order binary.ByteOrder // of connection marks, nil until the rules have told it; see markOrder
 }
 
 func dial() (*socket, error) {
@@ -236,12 +237,68 @@ func each(b []byte, f func(kind uint16, b []byte)) {
 // the address is an IPv6 one: the comparison in ctnetlink_filter_match_tuple is
 // inverted.)
 func (s *socket) forget(v4, v6 netip.Addr) error {
-	mark4, mark6 := marks(v4, v6)
-	err := s.flush(mark4)
-	if mark6 != mark4 && err == nil {
-		err = s.flush(mark6)
+	if s.order == nil {
+		rules, err := s.do(message{kind: subsysTables<<8 | unix.NFT_MSG_GETRULE, flags: unix.NLM_F_DUMP, family: unix.NFPROTO_INET,
+			body: attributes(func(ae *netlink.AttributeEncoder) {
+				ae.String(unix.NFTA_RULE_TABLE, "lethe")
+				ae.String(unix.NFTA_RULE_CHAIN, markChain)
+			})})
+		if err != nil {
+			return err
+		}
+		s.order = markOrder(rules)
 	}
-	return err
+	orders := []binary.ByteOrder{s.order}
+	if s.order == nil { // no rule marks anything now
+		orders = []binary.ByteOrder{binary.NativeEndian, binary.BigEndian}
+	}
+	mark4, mark6 := marks(v4, v6)
+	for _, o := range orders {
+		if err := s.flush(o.Uint32(mark4[:])); err != nil {
+			return err
+		}
+		if mark6 == mark4 {
+			continue
+		}
+		if err := s.flush(o.Uint32(mark6[:])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// markChain is the chain whose rules mark connections.
+const markChain = "prerouting_nat"
+
+// markOrder returns how the rules of that chain make a number of the four bytes of a mark, or nil when
+// none does. The text of the rules does not say: nft copies the bytes as they are up to 1.0, and
+// converts them from network order from 1.1 on.
+func markOrder(rules []message) (order binary.ByteOrder) {
+	for _, m := range rules {
+		var names []string
+		chain := ""
+		each(m.body, func(kind uint16, b []byte) {
+			switch kind {
+			case unix.NFTA_RULE_CHAIN:
+				chain = unix.ByteSliceToString(b)
+			case unix.NFTA_RULE_EXPRESSIONS:
+				each(b, func(_ uint16, b []byte) {
+					each(b, func(kind uint16, b []byte) {
+						if kind == unix.NFTA_EXPR_NAME {
+							names = append(names, unix.ByteSliceToString(b))
+						}
+					})
+				})
+			}
+		})
+		if n := len(names); chain == markChain && n > 1 && names[n-1] == "ct" {
+			if names[n-2] == "byteorder" {
+				return binary.BigEndian
+			}
+			order = binary.NativeEndian
+		}
+	}
+	return order
 }
 
 // marks returns the conntrack marks of a session's connections. The mark of IPv4
@@ -252,9 +309,9 @@ func marks(v4, v6 netip.Addr) (mark4, mark6 [4]byte) {
 	return mark4, [4]byte{mark4[0], mark4[1], low[14], low[15]}
 }
 
-func (s *socket) flush(mark [4]byte) error {
+func (s *socket) flush(mark uint32) error {
 	body := attributes(func(ae *netlink.AttributeEncoder) {
-		ae.Uint32(ctaMark, binary.NativeEndian.Uint32(mark[:])) // the rule copies the bytes as they are
+		ae.Uint32(ctaMark, mark)
 		ae.Uint32(ctaMarkMask, 1<<32-1)
 	})
 	_, err := s.do(message{kind: subsysConntrack<<8 | ctDelete, flags: unix.NLM_F_ACK, body: body})

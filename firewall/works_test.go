@@ -362,6 +362,22 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// TestMarkOrder: rules as nft 1.0 and nft 1.1 make them of the same text. TestForget has those of the nft here.
+func TestMarkOrder(t *testing.T) {
+	old, new := []string{"meta", "cmp", "payload", "bitwise", "ct"}, []string{"meta", "cmp", "payload", "bitwise", "byteorder", "ct"}
+	for _, c := range []struct{ got, want string }{
+		{firewall.MarkOrder("prerouting_nat", []string{"meta", "fib", "redir"}, old, old), "NativeEndian"},
+		{firewall.MarkOrder("prerouting_nat", new, new), "BigEndian"},
+		{firewall.MarkOrder("prerouting_nat", []string{"meta", "fib", "redir"}), "<nil>"},
+		{firewall.MarkOrder("forward", new), "<nil>"},
+		{firewall.MarkOrder("prerouting_nat"), "<nil>"},
+	} {
+		if c.got != c.want {
+			t.Errorf("got %s, want %s", c.got, c.want)
+		}
+	}
+}
+
 func TestCountersRefuse(t *testing.T) {
 	l := newLab(t)
 	k := l.counters()
