@@ -38,14 +38,18 @@ type Config struct {
 // Client keeps one server's Set up to date. It is safe for concurrent use;
 // updates run one at a time.
 type Client struct {
+	root    []byte // enveloped, where trust began
 	fetch   Fetcher
 	seal    SealKey
 	rebuild Rebuild
 
-	mu      sync.Mutex
-	trust   *Trust
-	current *Set               // nil before the first; the client holds one reference
-	staged  map[Digest]*memory // files of a failed update, kept for the next try
+	mu         sync.Mutex
+	trust      *Trust
+	current    *Set               // nil before the first; the client holds one reference
+	staged     map[Digest]*memory // files of a failed update, held for the next try
+	statements statements         // that led to trust's root and to current
+	unkept     bool               // statements have changed since the last Keep
+	kept       map[string]bool    // names that a Keeper has
 }
 
 // NewClient returns a client that trusts cfg.Root.
@@ -54,7 +58,8 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{fetch: cfg.Fetch, seal: cfg.Seal, rebuild: cfg.Rebuild, trust: trust, staged: map[Digest]*memory{}}, nil
+	return &Client{root: cfg.Root, fetch: cfg.Fetch, seal: cfg.Seal, rebuild: cfg.Rebuild, trust: trust,
+		staged: map[Digest]*memory{}, statements: statements{Roots: [][]byte{}}, kept: map[string]bool{}}, nil
 }
 
 // Current returns the Set in use with a reference of the caller's own, or nil
@@ -83,18 +88,19 @@ func (c *Client) Update(ctx context.Context) (set *Set, changed bool, err error)
 	if err := c.walk(ctx); err != nil {
 		return nil, false, err
 	}
-	b, err := c.get(ctx, FreshnessPath, MaxFreshnessSize)
+	fresh, err := c.get(ctx, FreshnessPath, MaxFreshnessSize)
 	if err != nil {
 		return nil, false, err
 	}
-	f, err := c.trust.Freshness(b)
+	f, err := c.trust.Freshness(fresh)
 	if err != nil || c.trust.InUse(f) {
 		return nil, false, err
 	}
-	if b, err = c.get(ctx, ManifestPath(f.Version), MaxManifestSize); err != nil {
+	manifest, err := c.get(ctx, ManifestPath(f.Version), MaxManifestSize)
+	if err != nil {
 		return nil, false, err
 	}
-	m, err := c.trust.Manifest(b, f)
+	m, err := c.trust.Manifest(manifest, f)
 	if err != nil {
 		return nil, false, err
 	}
@@ -107,6 +113,7 @@ func (c *Client) Update(ctx context.Context) (set *Set, changed bool, err error)
 		_ = c.current.Close()
 	}
 	c.current = next
+	c.statements.Freshness, c.statements.Manifest, c.unkept = fresh, manifest, true
 	return next.Retain(), true, nil
 }
 
@@ -135,6 +142,8 @@ func (c *Client) walk(ctx context.Context) error {
 		if err := c.trust.Rotate(b); err != nil {
 			return err
 		}
+		// A manifest whose keys the new root withdraws is not restored.
+		c.statements.Roots, c.unkept = append(c.statements.Roots, b), true
 	}
 	return nil
 }

@@ -3,7 +3,10 @@ package bundle
 import (
 	"errors"
 	"io"
+	"os"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"lethe/fault"
 	"lethe/memfd"
@@ -15,6 +18,7 @@ import (
 // of core dumps.
 type memory struct {
 	refs  atomic.Int64
+	file  *os.File // the memfd, for a [Keeper]
 	data  []byte
 	unmap func()
 }
@@ -37,11 +41,22 @@ func newMemory(size int64, fill func(io.Writer) error) (*memory, error) {
 		return nil, full(err)
 	}
 	defer f.Close()
+	return mapMemory(f)
+}
+
+// mapMemory makes memory with one reference of a sealed memfd, which stays the
+// caller's.
+func mapMemory(f *os.File) (*memory, error) {
 	data, unmap, err := memfd.Map(f)
 	if err != nil {
 		return nil, full(err)
 	}
-	m := &memory{data: data, unmap: unmap}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		unmap()
+		return nil, full(err)
+	}
+	m := &memory{file: os.NewFile(uintptr(fd), f.Name()), data: data, unmap: unmap}
 	m.refs.Store(1)
 	return m, nil
 }
@@ -82,5 +97,6 @@ func (m *memory) retain() *memory {
 func (m *memory) release() {
 	if m.refs.Add(-1) == 0 {
 		m.unmap()
+		_ = m.file.Close() // a memfd: nothing is written back
 	}
 }

@@ -107,7 +107,13 @@ func (t *Trust) clock() time.Time {
 
 // Freshness verifies an enveloped freshness statement against the clock, the
 // floor and what was accepted last.
-func (t *Trust) Freshness(enveloped []byte) (Freshness, error) {
+func (t *Trust) Freshness(enveloped []byte) (Freshness, error) { return t.freshness(enveloped, false) }
+
+// taken is Freshness for a statement of which is known that it was accepted before,
+// when it was live.
+func (t *Trust) taken(enveloped []byte) (Freshness, error) { return t.freshness(enveloped, true) }
+
+func (t *Trust) freshness(enveloped []byte, taken bool) (Freshness, error) {
 	f, err := verified[Freshness](t, enveloped, MaxFreshnessSize)
 	now := t.clock()
 	switch {
@@ -117,7 +123,7 @@ func (t *Trust) Freshness(enveloped []byte) (Freshness, error) {
 		return f, refuse(ClockWrong, nil)
 	case f.Issued.After(now.Add(MaxSkew)):
 		return f, refuse(NotYet, nil)
-	case !f.Expires.After(now):
+	case !taken && !f.Expires.After(now):
 		return f, refuse(Stale, nil)
 	case f.Version < t.floor.Version:
 		return f, refuse(BelowFloor, nil)

@@ -21,6 +21,12 @@ func TestValidate(t *testing.T) {
 	if text, err := good().Rules(); err != nil || !strings.Contains(text, "udp dport 1194 fib daddr type local redirect to :21194\n") {
 		t.Errorf("%v:\n%s", err, text)
 	}
+	direct := good()
+	direct.Ports = append(direct.Ports, firewall.Port{Network: "udp", Public: 500, Daemons: []uint16{500}})
+	text, err := direct.Rules()
+	if err != nil || !strings.Contains(text, "udp dport { 500 } fib daddr type local notrack\n") || strings.Contains(text, "dport 500 ") {
+		t.Errorf("a daemon that has the public port: %v:\n%s", err, text)
+	}
 	for name, spoil := range map[string]func(*firewall.Config){
 		"no uplink":      func(c *firewall.Config) { c.Uplinks = nil },
 		"injection":      func(c *firewall.Config) { c.Uplinks = []string{"eth0\" accept #"} },

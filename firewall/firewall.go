@@ -161,8 +161,11 @@ func (c Config) validatePorts() error {
 		if p.Public == 0 || p.Public >= FirstExitPort || !take(p.Network, p.Public) {
 			return fmt.Errorf("firewall: port %d: want a port of its own below %d", p.Public, FirstExitPort)
 		}
+		if p.direct() {
+			continue
+		}
 		for _, d := range p.Daemons {
-			if !p.direct() && (d == 0 || d >= FirstExitPort || !take(p.Network, d)) {
+			if d == 0 || d >= FirstExitPort || !take(p.Network, d) {
 				return fmt.Errorf("firewall: port %d: daemon port %d: want a port of its own below %d", p.Public, d, FirstExitPort)
 			}
 		}

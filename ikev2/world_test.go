@@ -520,13 +520,15 @@ func newCustomer(tb testing.TB) *customer {
 	return c
 }
 
-// boot starts the customer's charon.
+// boot starts the customer's charon. It speaks from any ports, as if behind a NAT with others.
 func (c *customer) boot(tb testing.TB) {
 	tb.Helper()
 	conf := fmt.Sprintf(`charon-systemd {
   load = random nonce pem openssl kdf ml kernel-libipsec kernel-netlink socket-default vici eap-identity eap-mschapv2
   retransmit_timeout = 0.5
   retransmit_tries = 3
+  port = 0
+  port_nat_t = 0
   journal {
     default = -1
   }

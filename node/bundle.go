@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"lethe/fault"
 	"lethe/geoip"
 	"lethe/location"
+	"lethe/notify"
 	"lethe/private"
 	"lethe/session"
 	"lethe/spec"
@@ -35,6 +37,27 @@ type policy struct {
 	segments map[bundle.Digest]*authdb.Segment // of the set in use, by content
 	self     location.Server
 	spec     spec.Node
+
+	applied bool // the client's set is in use here; of the goroutine that follows
+}
+
+// keeper is the service manager.
+type keeper struct{}
+
+func (keeper) Store(name string, f *os.File) error { return notify.Store(name, f) }
+func (keeper) Remove(name string) error            { return notify.Remove(name) }
+
+// restore puts the set of an earlier instance to use and reports whether there is one:
+// while the control plane is away, customers are let in as they were before.
+func (p *policy) restore(client *bundle.Client, kept map[string]*os.File, log *event.Logger) bool {
+	p.applied = client.Restore(kept, func(set *bundle.Set) error {
+		if err := p.apply(set); err != nil {
+			return err
+		}
+		log.Log(event.Applied{Version: set.Version()})
+		return nil
+	})
+	return p.applied
 }
 
 // check decides about a login; see session.Config.
@@ -229,15 +252,20 @@ func (p *policy) update(ctx context.Context, client *bundle.Client, log *event.L
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	set, changed, err := client.Update(ctx)
-	if err != nil || !changed {
-		return false, err
+	if changed {
+		defer set.Close()
+		if err = p.apply(set); err == nil {
+			log.Log(event.Applied{Version: set.Version()})
+		}
+		p.applied = err == nil
 	}
-	defer set.Close()
-	if err := p.apply(set); err != nil {
-		return false, err
+	// A set that cannot be used is of no use to the next instance either.
+	if p.applied {
+		if kept := client.Keep(keeper{}); kept != nil {
+			log.Log(event.Trouble{Part: event.Bundle, Kind: fault.Of(kept)})
+		}
 	}
-	log.Log(event.Applied{Version: set.Version()})
-	return true, nil
+	return changed && err == nil, err
 }
 
 // expired reports whether the newest set has ended.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"net/netip"
+	"os"
 
 	"lethe/bundle"
 	"lethe/event"
@@ -36,3 +37,8 @@ func (p Policy) Allowed(user string) bool { return p.p.allowed(private.Of(user))
 
 // Locate returns country and ISP.
 func (p Policy) Locate(a netip.Addr) (country, isp string) { return p.p.locate(a) }
+
+// Restore puts the bundle of an earlier instance to use.
+func (p Policy) Restore(c *bundle.Client, kept map[string]*os.File, log *event.Logger) bool {
+	return p.p.restore(c, kept, log)
+}

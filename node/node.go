@@ -5,7 +5,7 @@
 // firewall for what the bundle says; run OpenVPN and the resolver; deliver
 // usage records. Package session decides about customers in between.
 //
-// The program can be killed at any instruction. Secrets and ledger are memfds
+// The program can be killed at any instruction. Secrets, ledger and bundle are memfds
 // that the service manager keeps (package notify), byte counters are in the
 // kernel, OpenVPN processes outlive it; the next instance finds all of them and
 // goes on. A server that was told to stop ends its sessions, delivers their
@@ -53,7 +53,8 @@ import (
 	"lethe/usage"
 )
 
-// The names under which the service manager keeps the memfds.
+// The names under which the service manager keeps the memfds, beside those of the
+// bundle (bundle.Client.Keep).
 const (
 	keptSecrets = "secrets"
 	keptLedger  = "ledger"
@@ -68,7 +69,8 @@ type Node struct {
 	dir      string // runtime directory
 	log      *event.Logger
 	secrets  *secret.Node
-	open     bool // an earlier instance has left the firewall open: customers may be connected
+	kept     map[string]*os.File // what an earlier instance has left with the service manager
+	open     bool                // an earlier instance has left the firewall open: customers may be connected
 	policy   *policy
 	ledger   *ledger.Ledger
 	counters counters
@@ -90,7 +92,7 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	n := &Node{cfg: cfg, dir: dir, log: log, seed: rand.Uint32()}
+	n := &Node{cfg: cfg, dir: dir, log: log, kept: kept, seed: rand.Uint32()}
 	if err := n.prepare(ctx, kept[keptLedger] == nil); err != nil {
 		return err
 	}
@@ -175,6 +177,7 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
+	restored := n.policy.restore(client, n.kept, n.log)
 	if !n.open {
 		if err := n.reachControl(ctx); err != nil {
 			return err
@@ -183,7 +186,7 @@ func (n *Node) serve(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	polls := make(chan bool)
 	g.Go(func() error { n.policy.follow(gctx, client, n.log, polls); return nil })
-	if !n.open && !n.firstBundle(gctx, polls) {
+	if !n.open && !restored && !n.firstBundle(gctx, polls) {
 		return g.Wait()
 	}
 	if err := n.build(); err != nil {
@@ -216,8 +219,8 @@ func (n *Node) serve(ctx context.Context) error {
 
 // firstBundle waits for the first bundle: before it nobody could be let in, and
 // OpenVPN should start with the specification that it holds. It reports whether
-// there is one. An instance that found the firewall open does not wait, because
-// live tunnels need it.
+// there is one. An instance that has the bundle of an earlier one does not wait, nor one
+// that found the firewall open, because live tunnels need it.
 func (n *Node) firstBundle(ctx context.Context, polls <-chan bool) bool {
 	for {
 		select {

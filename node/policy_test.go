@@ -8,12 +8,15 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"lethe/authdb"
 	"lethe/bundle"
@@ -49,7 +52,7 @@ func newHouse(t *testing.T) *house {
 		k := bundle.GenerateSigner()
 		keys, roles[r] = append(keys, k), bundle.Delegate(1, k)
 	}
-	now := time.Now()
+	now := time.Now().UTC().Truncate(time.Second)
 	h.root = h.sign(bundle.Root{Version: 1, Issued: now, Expires: now.AddDate(1, 0, 0), Keys: bundle.Keys(keys...), Roles: roles}, keys[0])
 	h.files[bundle.RootPath(1)] = h.root
 	h.keys = keys
@@ -81,7 +84,7 @@ func (h *house) publish(files map[string][]byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.version++
-	now := time.Now().Truncate(time.Second)
+	now := time.Now().UTC().Truncate(time.Second)
 	m := bundle.Manifest{Version: h.version, Issued: now, Expires: now.Add(time.Hour)}
 	for name, content := range files {
 		f := bundle.File{Name: name}
@@ -244,4 +247,89 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("the end of the bundle was logged %d times", n)
 		}
 	})
+}
+
+// shelf is a service manager that keeps what a client leaves.
+type shelf map[string]*os.File
+
+func (s shelf) Store(name string, f *os.File) error {
+	fd, err := unix.Dup(int(f.Fd()))
+	s[name] = os.NewFile(uintptr(fd), name)
+	return err
+}
+
+func (s shelf) Remove(name string) error {
+	err := s[name].Close()
+	delete(s, name)
+	return err
+}
+
+// TestPolicyRestored lets a server begin with the bundle of the instance before it while
+// the control plane is away. One that it cannot use is as none, and the next that comes is
+// applied, whatever its version.
+func TestPolicyRestored(t *testing.T) {
+	h := newHouse(t)
+	newClient := func() *bundle.Client {
+		t.Helper()
+		c, err := bundle.NewClient(bundle.Config{Root: h.root, Seal: seal, Fetch: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	// kept returns what an instance leaves that has worked with these files.
+	kept := func(files map[string][]byte) shelf {
+		t.Helper()
+		h.publish(files)
+		c, s := newClient(), shelf{}
+		set, changed, err := c.Update(t.Context())
+		if err != nil || !changed || c.Keep(s) != nil {
+			t.Fatal("no bundle:", err)
+		}
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+		return s
+	}
+	var log bytes.Buffer
+	good := kept(h.good("good"))
+	h.fail(errors.New("away"))
+	p := node.NewPolicy("nl-ams-1")
+	if !p.Restore(newClient(), good, event.New(&log)) {
+		t.Fatal("not restored")
+	}
+	for password, want := range map[string]fault.Kind{"good": 0, "bad": fault.Unauthenticated} {
+		if err := p.Check("ann", password); (err != nil) != (want != 0) || err != nil && fault.Of(err) != want {
+			t.Errorf("%s: %v", password, err)
+		}
+	}
+	if log.String() != "bundle.applied version=1\n" {
+		t.Errorf("the log says %q", &log)
+	}
+
+	h.fail(nil)
+	bad := h.good("bad")
+	bad[bundle.NodeFile] = []byte(`{"poll_seconds": -1}`)
+	s, c := kept(bad), newClient()
+	p = node.NewPolicy("nl-ams-1")
+	if log.Reset(); p.Restore(c, s, event.New(&log)) || log.Len() > 0 {
+		t.Errorf("restored what cannot be used: %q", &log)
+	}
+	if err := p.Check("ann", "bad"); fault.Of(err) != fault.Unavailable {
+		t.Errorf("without a bundle: %v", err)
+	}
+	h.publish(h.good("new"))
+	polls := make(chan bool)
+	ctx, cancel := context.WithCancel(t.Context())
+	var following sync.WaitGroup
+	following.Go(func() { p.Follow(ctx, c, event.New(io.Discard), polls) })
+	if !<-polls {
+		t.Error("the next bundle was not applied")
+	}
+	cancel()
+	following.Wait()
+	if err := p.Check("ann", "new"); err != nil {
+		t.Error(err)
+	}
 }

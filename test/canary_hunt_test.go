@@ -37,7 +37,7 @@ type hunt struct {
 		TrustRoot []byte `json:"trust_root"`
 	}
 	guests  []*marked
-	strong  *strongClient // the last guest's
+	strong  *strongClient // the sixth guest's
 	sampler *sampler
 	wire    *wire
 	began   time.Time // files that are older hold no mark
@@ -59,7 +59,7 @@ type hunt struct {
 func newHunt(t *testing.T) *hunt {
 	h := &hunt{t: t, began: time.Now(), chance: map[[3]string]bool{}, known: map[netip.Addr]bool{}}
 	h.l = newLab(t, func(o *lab.Options) {
-		o.Customers = 6
+		o.Customers = 8
 		// A peer is dead after six seconds, keys live for the shortest time that
 		// there is.
 		o.Spec = `{"poll_seconds": 1, "usage_seconds": 2, "keepalive_seconds": 1, "renegotiate_seconds": 60}`
@@ -69,7 +69,7 @@ func newHunt(t *testing.T) *hunt {
 	if err := json.Unmarshal([]byte(out), &h.keys); err != nil || len(h.keys.Salt) != 32 || len(h.keys.Seal) != 32 {
 		t.Fatal("the keys of servers are not what was agreed")
 	}
-	for i := range 6 {
+	for i := range 8 {
 		h.guests = append(h.guests, newMarked(h, i))
 	}
 	h.sampler = newSampler(t, h.l)
@@ -89,7 +89,7 @@ func (h *hunt) operate(stdin string, args ...string) string {
 	return string(out)
 }
 
-// connected are the guests who are let in.
+// connected are the guests who are let in and stay.
 func (h *hunt) connected() []*marked { return append(slices.Clone(h.guests[:4]), h.guests[5]) }
 
 // settle waits until the servers have the last change.

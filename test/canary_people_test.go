@@ -34,7 +34,9 @@ type marked struct {
 	login, username, password string // of the account; of the VPN
 	wrong, unknown            string // a password and a user name that nobody has
 	v4, v6                    netip.Addr
-	name                      string // a DNS name
+	other                     netip.Addr // to which the machine roams from v4
+	away                      bool       // it has
+	name                      string     // a DNS name
 	dest4, dest6              netip.Addr
 	payload                   []byte
 
@@ -62,7 +64,7 @@ func newMarked(h *hunt, i int) *marked {
 	g := &marked{
 		customer: &customer{m, t, letters(12) + "@river.example"}, h: h, label: fmt.Sprintf("c%d ", i),
 		login: letters(20), wrong: letters(22), unknown: letters(22),
-		v4: unlikely(false), v6: unlikely(true), name: letters(16) + ".wild.river.example",
+		v4: unlikely(false), v6: unlikely(true), other: unlikely(false), name: letters(16) + ".wild.river.example",
 		dest4: unlikely(false), dest6: unlikely(true), payload: make([]byte, 48),
 	}
 	_, _ = rand.Read(g.payload) // never fails
@@ -76,6 +78,7 @@ func newMarked(h *hunt, i int) *marked {
 		{m, fmt.Sprintf("route replace default via 203.0.113.1 src %s", g.v4)},
 		{m, fmt.Sprintf("-6 route replace default via 2001:db8:3::1 src %s", g.v6)},
 		{inet, fmt.Sprintf("route add %s/32 dev customers", g.v4)},
+		{inet, fmt.Sprintf("route add %s/32 dev customers", g.other)},
 		{inet, fmt.Sprintf("-6 route add %s/128 dev customers", g.v6)},
 		{inet, fmt.Sprintf("addr add %s/32 dev lo", g.dest4)},
 		{inet, fmt.Sprintf("addr add %s/128 dev lo nodad", g.dest6)},
@@ -106,6 +109,7 @@ func (g *marked) marks() []canary.Mark {
 		canary.Text(n("e-mail"), g.email), canary.Text(n("login password"), g.login),
 		canary.Text(n("wrong password"), g.wrong), canary.Text(n("unknown user"), g.unknown),
 		canary.Address(n("address v4"), g.v4), canary.Address(n("address v6"), g.v6),
+		canary.Address(n("address v4 roamed to"), g.other),
 		canary.Network(n("address v4 /24"), netip.PrefixFrom(g.v4, 24)), canary.Network(n("address v6 /64"), netip.PrefixFrom(g.v6, 64)),
 		canary.Domain(n("dns name"), g.name),
 		canary.Address(n("destination v4"), g.dest4), canary.Address(n("destination v6"), g.dest6),

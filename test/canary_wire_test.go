@@ -50,7 +50,7 @@ func newWire(t *testing.T, h *hunt) *wire {
 		}
 	}
 	for _, g := range h.guests {
-		w.customers = append(w.customers, g.v4, g.v6)
+		w.customers = append(w.customers, g.v4, g.v6, g.other)
 	}
 	err := h.l.Internet().Inside(func() error {
 		for _, m := range h.service() {

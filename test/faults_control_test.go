@@ -320,6 +320,7 @@ func (w *trial) outage() {
 	w.check(w.Kill("lethe-control", syscall.SIGKILL))
 	w.check(w.Stop(w.ctx, "lethe-control"))
 	down("process")
+	w.heirs()
 	w.use(dave, nil, 4)
 	w.t.Logf("dave has %d MB in the books", before)
 	w.startControl()
@@ -333,6 +334,31 @@ func (w *trial) outage() {
 		w.t.Errorf("%d MB in the books for 7 MB of an outage", got)
 	}
 	w.settle()
+}
+
+// heirs has the agents of both servers begin anew while there is no control plane, one killed
+// and one told to: they let in whom the last ones would have, by the bundle that these have left.
+func (w *trial) heirs() {
+	username, secret := w.credential(w.person(carol).email)
+	restored := func(how, place string, limit time.Duration) {
+		w.t.Helper()
+		for _, transport := range []string{"tcp", "udp"} {
+			profile := place + " " + transport
+			took := w.until(limit, profile+": nobody gets in", func() bool {
+				return w.login(w.profiles[profile], username, secret, 3*time.Second).outcome == gotIn
+			})
+			w.t.Logf("%s: an agent that was %s lets customers in after %v without a control plane", profile, how, took.Round(time.Millisecond))
+			if r := w.login(w.profiles[profile], username, []byte("wrong password"), 20*time.Second); r.outcome != gotRefused {
+				w.t.Errorf("%s: a wrong password: %s", profile, r.outcome)
+			}
+		}
+	}
+	w.check(w.Kill("nl-ams-1", syscall.SIGKILL))
+	restored("killed", "nl-ams", soon)
+	w.alive(ada)
+	w.alive(bob)
+	w.check(w.Restart(w.ctx, "us-nyc-1"))
+	restored("restarted", "us-nyc", 20*time.Second)
 }
 
 // fullDisk puts the control plane's data on a disk that is then full.

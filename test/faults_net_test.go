@@ -55,7 +55,7 @@ func (w *trial) processes(machine string) map[int]process {
 				p.rss, _ = strconv.Atoi(strings.TrimSuffix(value, " kB"))
 			}
 		}
-		if slices.Contains([]string{"lethe", "lethe-control", "lethe-node", "openvpn", "unbound"}, p.name) {
+		if slices.Contains([]string{"lethe", "lethe-control", "lethe-node", "openvpn", "unbound", "charon-systemd"}, p.name) {
 			all[pid] = p
 		}
 	}

@@ -186,6 +186,9 @@ func (w *trial) silence() {
 		}
 		for line := range strings.Lines(w.log(name)) {
 			lines++
+			if name == "us-nyc-1" && line == "error: the server did not stop in order\n" {
+				continue // heirs told it to while it could not deliver its last batch
+			}
 			if line = strings.TrimSuffix(line, "\n"); !eventLine.MatchString(line) {
 				w.t.Errorf("%s wrote %q", name, line)
 			}

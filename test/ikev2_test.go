@@ -24,8 +24,9 @@ type strongClient struct {
 	at  string // what its server is called
 }
 
-// newStrongClient starts charon with what a Linux machine needs to be a customer.
-func newStrongClient(t testing.TB, m *lab.Machine, server string) *strongClient {
+// newStrongClient starts charon with what a Linux machine needs to be a customer, and more
+// settings.
+func newStrongClient(t testing.TB, m *lab.Machine, server string, more ...string) *strongClient {
 	t.Helper()
 	c := &strongClient{m, t, m.Data("strong"), server}
 	// ESP in user space, as everywhere where the kernel has none; its own packets
@@ -55,9 +56,9 @@ func newStrongClient(t testing.TB, m *lab.Machine, server string) *strongClient 
     kernel-libipsec {
       allow_peer_ts = yes
     }
-  }
+  }%[2]s
 }
-`, c.dir)
+`, c.dir, strings.Join(more, ""))
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
