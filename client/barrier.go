@@ -31,7 +31,7 @@ func (b *barrier) recover(ctx context.Context) (locked bool, err error) {
 	if b.undo, err = loadUndo(b.undoPath); err != nil {
 		return false, err
 	}
-	if b.up, err = b.lock.isUp(ctx); err != nil || b.up || b.undo == nil {
+	if b.up, _, err = b.lock.isUp(ctx); err != nil || b.up || b.undo == nil {
 		return b.up, err
 	}
 	return false, b.takeDown()
@@ -83,8 +83,8 @@ func (b *barrier) mend(ctx context.Context) error {
 	if !b.up {
 		return nil
 	}
-	up, err := b.lock.isUp(ctx)
-	if err == nil && !up {
+	_, whole, err := b.lock.isUp(ctx)
+	if err == nil && !whole {
 		err = b.lock.raise(ctx, b.portals, b.face)
 	}
 	if err != nil || b.undo == nil {

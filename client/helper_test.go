@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -258,6 +259,42 @@ func TestMend(t *testing.T) {
 	r.sh(r.client, "nft flush ruleset")
 	r.eventually(3*time.Second, "the lock is back", func() bool { return strings.Contains(r.machine(), "chain outgoing") })
 	r.call(client.Request{Op: client.OpDisconnect})
+}
+
+// TestNeighbours: the router finds the machine again that it has forgotten, with the tunnel up and down, however
+// strictly the machine asks for the way back. (Debian 13 does so by default.)
+func TestNeighbours(t *testing.T) {
+	r := newRig(t)
+	r.startHelper("--mend", "50ms")
+	target := func(password string) *client.Target {
+		over4 := r.target(client.UDP, password)
+		over4.Servers[0].Addresses = slices.DeleteFunc(slices.Clone(over4.Servers[0].Addresses), netip.Addr.Is6)
+		return over4
+	}
+	forget := func() { r.sh(r.inet, "ip -4 neigh flush all") }
+	for _, strictness := range []string{"0", "1", "2"} {
+		r.sh(r.client, "for f in all default c0; do echo "+strictness+" > /proc/sys/net/ipv4/conf/$f/rp_filter; done")
+		r.call(client.Request{Op: client.OpConnect, Target: target(vpnPassword)})
+		r.await(client.Connected)
+		forget()
+		if seen, err := r.visit(webV4); err != nil || !strings.HasPrefix(seen, "10.64.") {
+			t.Errorf("rp_filter %s, connected: seen as %q, %v", strictness, seen, err)
+		}
+		r.call(client.Request{Op: client.OpConnect, Target: target("wrong")})
+		r.await(client.Blocked)
+		forget()
+		start := time.Now()
+		r.call(client.Request{Op: client.OpConnect, Target: target("wrong")})
+		r.await(client.Blocked)
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("rp_filter %s, blocked: the server answers after %s", strictness, d)
+		}
+	}
+	// Its part of the lock is looked after as well.
+	r.sh(r.client, "nft delete table arp "+client.LockTable)
+	r.eventually(3*time.Second, "the machine answers again", func() bool {
+		return strings.Contains(r.sh(r.client, "nft list tables"), "table arp "+client.LockTable)
+	})
 }
 
 // TestPowerCut: after a restart of the machine there is no lock, and resolv.conf is put back.

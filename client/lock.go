@@ -16,8 +16,11 @@ import (
 // to the VPN server's address.
 const Mark = 0x6c65
 
-// LockTable is the name of the network lock's nftables table, in the family inet.
+// LockTable is the name of the network lock's nftables tables, in the families inet and arp.
 const LockTable = "lethe_lock"
+
+// lockFamilies are the families of the lock's tables. The first one is the lock.
+var lockFamilies = []string{"inet", "arp"}
 
 // portal is one address, transport and port on which a VPN server listens.
 type portal struct {
@@ -54,7 +57,14 @@ func pathMTU(p portal) string {
 func lockRules(portals []portal, f *face) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("table inet %s {}\ndelete table inet %s\ntable inet %s {", LockTable, LockTable, LockTable)
+	b.WriteString(noLock())
+
+	// A neighbour who asks for the machine's hardware address is answered only when there is a way back to
+	// him (arp_process in the kernel), which there is with the mark alone. Else the router forgets the
+	// machine, and IPv4 with it.
+	line("table arp %s {\nchain arriving { type filter hook input priority filter; policy accept;\nmeta mark set %#x\n}\n}", LockTable, Mark)
+
+	line("table inet %s {", LockTable)
 
 	// Strict reverse path filtering looks up the way back without the mark and would drop the
 	// server's packets; with src_valid_mark it uses the mark set here.
@@ -132,23 +142,38 @@ func (l lock) raise(ctx context.Context, portals []portal, f *face) error {
 	return nil
 }
 
+// noLock is the script that removes the lock's tables, whether they are there or not.
+func noLock() string {
+	var b strings.Builder
+	for _, family := range lockFamilies {
+		fmt.Fprintf(&b, "table %s %s {}\ndelete table %s %s\n", family, LockTable, family, LockTable)
+	}
+	return b.String()
+}
+
 // lower takes the lock down; it is no error when it is not up.
 func (l lock) lower(ctx context.Context) error {
-	script := fmt.Sprintf("table inet %s {}\ndelete table inet %s\n", LockTable, LockTable)
-	if _, err := run(ctx, script, l.nft, "-f", "-"); err != nil {
+	if _, err := run(ctx, noLock(), l.nft, "-f", "-"); err != nil {
 		return fault.Wrap(fault.Internal, "network lock: nft did not remove the rules", err)
 	}
 	return nil
 }
 
-// isUp reports whether the lock is up.
-func (l lock) isUp(ctx context.Context) (bool, error) {
-	out, err := run(ctx, "", l.nft, "list", "tables", "inet")
+// isUp reports whether the lock is up, and whether nothing of it is missing.
+func (l lock) isUp(ctx context.Context) (up, whole bool, err error) {
+	out, err := run(ctx, "", l.nft, "list", "tables")
 	if err != nil {
-		return false, fault.Wrap(fault.Internal, "network lock: nft does not list its tables", err).
+		return false, false, fault.Wrap(fault.Internal, "network lock: nft does not list its tables", err).
 			WithHint("is nftables installed, and is the helper running as root?")
 	}
-	return strings.Contains(out+"\n", "table inet "+LockTable+"\n"), nil
+	found := 0
+	for _, family := range lockFamilies {
+		if strings.Contains("\n"+out+"\n", "\ntable "+family+" "+LockTable+"\n") {
+			found++
+			up = up || family == lockFamilies[0]
+		}
+	}
+	return up, found == len(lockFamilies), nil
 }
 
 // run runs a program of the system to its end. What it prints to standard error may hold
