@@ -262,7 +262,7 @@ func (s *storm) faults() {
 	s.fill(s.ofAmsterdam(ike))
 
 	dead = s.ofAmsterdam(udp)
-	s.fault("openvpn, UDP", s.without(dead), func() { s.kill(s.listener(server, "-u", 21194)) }, s.lets("nl-ams udp", username, secret))
+	s.fault("openvpn, UDP", s.without(dead), func() { s.kill(s.listener(server, "-u", 1194)) }, s.lets("nl-ams udp", username, secret))
 	for _, t := range dead {
 		t.close()
 	}
