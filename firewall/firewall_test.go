@@ -72,7 +72,7 @@ func holes() []hole {
 		{"control plane's address at another port", openOutput, func(l *lab) bool { return l.reach(l.server, "tcp", "", "[2001:db8:9::9]:7") }},
 		{"source port kept (port shadowing)", []string{"masquerade to :32768-60999 fully-random", "masquerade"}, func(l *lab) bool { return shadow(l, "203.0.113.9:7") }},
 		{"source port kept (port shadowing), IPv6", []string{"masquerade to :32768-60999 fully-random", "masquerade"}, func(l *lab) bool { return shadow(l, "[2001:db8:9::9]:7") }},
-		{"protocol without ports", append([]string{"meta l4proto { tcp, udp, icmp, ipv6-icmp } ct state new accept\n\t\t" + refused, ""}, openForward...), gre},
+		{"protocol without ports", append([]string{"meta l4proto { tcp, udp, icmp, icmpv6 } ct state new accept\n\t\t" + refused, ""}, openForward...), gre},
 		{"answer to no question (invalid)", append([]string{"ct state invalid drop", "", "ct state new accept\n\t\t" + refused, "accept"}, openForward...), strayEchoReply},
 		{"traffic to a tunnel address without session", append([]string{"ip6 daddr @down6 accept\n\t\tdrop", "ip6 daddr @down6 accept"}, openOutput...), stray},
 	}

@@ -252,7 +252,7 @@ func (c renderer) tunnelInput() string {
 	for _, a := range c.Resolvers {
 		r.add("%s daddr %v meta l4proto { tcp, udp } th dport 53 accept", family(a), a)
 	}
-	r.add("meta l4proto { icmp, ipv6-icmp } ct state related accept")
+	r.add("meta l4proto { icmp, icmpv6 } ct state related accept")
 	r.add("drop")
 	return r.String()
 }
@@ -301,7 +301,7 @@ func (c renderer) tunnelForward() string {
 	r.add("ip6 daddr { %s } reject with icmpx admin-prohibited", strings.Join(special6, ", "))
 	r.add("tcp dport %s reject with tcp reset", braces(c.BlockTCP))
 	// Protocols without ports cannot be shared safely by customers behind one address.
-	r.add("meta l4proto { tcp, udp, icmp, ipv6-icmp } ct state new accept")
+	r.add("meta l4proto { tcp, udp, icmp, icmpv6 } ct state new accept")
 	r.add("reject with icmpx admin-prohibited")
 	return r.String()
 }

@@ -33,7 +33,7 @@ func TestLife(t *testing.T) {
 	for i, p := range []protocol.ID{protocol.OpenVPNUDP, protocol.OpenVPNTCP} {
 		const user = "marked-canary-name"
 		c := connect(t, p, user, password)
-		c.await(t, up, 5*time.Second)
+		c.await(t, up, 20*time.Second)
 		s.core.await(t, "established", i+1, time.Second)
 		ref, grant := s.core.only(t)
 		if ref.Daemon != uint8(i) || s.Stats().Clients != 1 {
@@ -152,7 +152,7 @@ func TestNames(t *testing.T) {
 		"ENV,END", "UNDEF", "a=b=c", "%s%n%d", strings.Repeat("x", 64),
 	} {
 		c := connect(t, protocol.OpenVPNUDP, user, password)
-		c.await(t, up, 5*time.Second)
+		c.await(t, up, 20*time.Second)
 		if got := s.core.logins[i].Username.Reveal(); got != user {
 			t.Errorf("got %q, want %q", got, user)
 		}
@@ -162,7 +162,7 @@ func TestNames(t *testing.T) {
 	odd := "p=a\"ss\\ 'END" + string(high[:90])
 	c := connect(t, protocol.OpenVPNUDP, strings.Repeat("long", 20), odd)
 	<-c.done
-	connect(t, protocol.OpenVPNUDP, "user", odd).await(t, "AUTH_FAILED", 5*time.Second)
+	connect(t, protocol.OpenVPNUDP, "user", odd).await(t, "AUTH_FAILED", 20*time.Second)
 	if got := s.core.logins[len(s.core.logins)-1].Password.Reveal(); got != odd {
 		t.Errorf("password arrived as %q, want %q", got, odd)
 	}
@@ -171,7 +171,7 @@ func TestNames(t *testing.T) {
 func TestRenew(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newCore())
 	c := connect(t, protocol.OpenVPNUDP, "user", password, "reneg-sec 2")
-	c.await(t, up, 5*time.Second)
+	c.await(t, up, 20*time.Second)
 	s.core.await(t, "renew", 1, 6*time.Second)
 	s.core.setRefuse(fault.New(fault.Unavailable, "no database")) // live tunnels stay
 	n := s.core.count("renew")
@@ -206,7 +206,7 @@ func TestEnds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := connect(t, tt.p, "user", password)
-			c.await(t, up, 5*time.Second)
+			c.await(t, up, 20*time.Second)
 			s.core.await(t, "established", i+1, time.Second)
 			ref, _ := s.core.only(t)
 			tt.end(c, ref)
@@ -235,8 +235,8 @@ func TestStop(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newCore())
 	udp := connect(t, protocol.OpenVPNUDP, "user", password)
 	tcp := connect(t, protocol.OpenVPNTCP, "user", password)
-	udp.await(t, up, 5*time.Second)
-	tcp.await(t, up, 5*time.Second)
+	udp.await(t, up, 20*time.Second)
+	tcp.await(t, up, 20*time.Second)
 	s.core.await(t, "established", 2, time.Second)
 	s.stop()
 	udp.await(t, "reset command was pushed by server ('[N]')", time.Second)
@@ -260,7 +260,7 @@ func TestKeyExchange(t *testing.T) {
 	for group, common := range groups {
 		c := connect(t, protocol.OpenVPNUDP, "user", password, "hand-window 2", "tls-groups "+group)
 		if common {
-			c.await(t, up, 5*time.Second)
+			c.await(t, up, 20*time.Second)
 		} else {
 			c.await(t, "TLS handshake failed", 10*time.Second)
 		}
@@ -278,7 +278,7 @@ func TestIPv6(t *testing.T) {
 	text, err := openvpn.ClientConfig(srv, srv.Endpoints[0], "auth-user-pass "+file, "verb 3")
 	must(t, err)
 	c := startClient(t, "tun0", text)
-	c.await(t, up, 5*time.Second)
+	c.await(t, up, 20*time.Second)
 	if got := s.core.logins[0].Peer.Reveal(); got != netip.MustParseAddr("fd99::2") {
 		t.Errorf("peer %s", got)
 	}
@@ -305,7 +305,7 @@ func TestAgentRestart(t *testing.T) {
 	first.Detach = true
 	s := start(t, first, newCore())
 	c := connect(t, protocol.OpenVPNUDP, "user", password)
-	c.await(t, up, 5*time.Second)
+	c.await(t, up, 20*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	ref, grant := s.core.only(t)
 	before := servers(here())
@@ -403,7 +403,7 @@ func (a *agent) await(t *testing.T, what string) {
 func TestProcessKilled(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newCore())
 	c := connect(t, protocol.OpenVPNTCP, "user", password)
-	c.await(t, up, 5*time.Second)
+	c.await(t, up, 20*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	killed := time.Now()
 	for _, pid := range servers(here()) {
@@ -432,7 +432,7 @@ func TestJunk(t *testing.T) {
 	}
 	for _, p := range []protocol.ID{protocol.OpenVPNUDP, protocol.OpenVPNTCP} {
 		c := connect(t, p, "user", password)
-		c.await(t, up, 5*time.Second)
+		c.await(t, up, 20*time.Second)
 	}
 	if s.Stats().Lines != 0 {
 		t.Errorf("%d lines printed", s.Stats().Lines)
