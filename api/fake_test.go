@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -27,6 +26,7 @@ import (
 	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/lab/pki"
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
@@ -161,19 +161,14 @@ func directory(servers int) location.Directory {
 
 // vpnCA is the certificate that signs VPN servers', in PEM form.
 var vpnCA = sync.OnceValue(func() string {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := pki.NewAuthority("VPN")
 	if err != nil {
 		panic(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return ca.PEM
 })
 
-var tlsCrypt = "-----BEGIN OpenVPN Static key V1-----\n" + strings.Repeat("00112233445566778899aabbccddeeff\n", 16) + "-----END OpenVPN Static key V1-----\n"
+var tlsCrypt = pki.NewTLSCrypt()
 
 type sink struct {
 	mu     sync.Mutex

@@ -2,18 +2,14 @@ package control_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	stdtls "crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +21,7 @@ import (
 	api "lethe/api/client"
 	"lethe/control"
 	"lethe/fault"
+	"lethe/lab/pki"
 	"lethe/private"
 	"lethe/slot/slottest"
 )
@@ -59,24 +56,17 @@ func (l *lockedText) String() string {
 // its path, the app API's address and whom to trust.
 func settings(t *testing.T, slots string) (path, addr string, pool *x509.CertPool) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := pki.NewAuthority("control")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	pair, err := ca.Issue("control", x509.ExtKeyUsageServerAuth, nil, netip.MustParseAddr("127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	pool = x509.NewCertPool()
-	pool.AppendCertsFromPEM(certificate)
+	pool.AppendCertsFromPEM([]byte(ca.PEM))
 	free := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -88,7 +78,7 @@ func settings(t *testing.T, slots string) (path, addr string, pool *x509.CertPoo
 	addr = free()
 	conf := fmt.Sprintf(`{"version":1,"app":{"listen":%q,"certificate":"cert","key":"key"},"node":{"listen":%q,"certificate":"cert","key":"key"},"client_ca":"cert"%s}`,
 		addr, free(), slots)
-	for name, text := range map[string]string{"cert": string(certificate), "key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})),
+	for name, text := range map[string]string{"cert": pair.Certificate, "key": pair.Key,
 		"control.json": conf, "password": "secret\r\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"lethe/lab/pki"
 	"lethe/private"
 	"lethe/secret"
 )
@@ -42,7 +43,7 @@ const (
 // activator is the lab's part of the activator: it makes what servers are told
 // once per boot. Everything is made anew for each lab.
 type activator struct {
-	vpn, api, web *Authority
+	vpn, api, web *pki.Authority
 	tlsCrypt      string
 	fromControl   controlKeys
 }
@@ -55,10 +56,10 @@ type controlKeys struct {
 }
 
 func newActivator() (*activator, error) {
-	vpn, err1 := NewAuthority("Lethe lab VPN")
-	api, err2 := NewAuthority("Lethe lab node API")
-	web, err3 := NewAuthority("Lethe lab web")
-	return &activator{vpn: vpn, api: api, web: web, tlsCrypt: NewTLSCrypt()}, errors.Join(err1, err2, err3)
+	vpn, err1 := pki.NewAuthority("Lethe lab VPN")
+	api, err2 := pki.NewAuthority("Lethe lab node API")
+	web, err3 := pki.NewAuthority("Lethe lab web")
+	return &activator{vpn: vpn, api: api, web: web, tlsCrypt: pki.NewTLSCrypt()}, errors.Join(err1, err2, err3)
 }
 
 // secrets returns what the server of that id, which customers dial at entry, is
@@ -75,6 +76,12 @@ func (a *activator) secrets(server string, entry Dual) (*secret.Node, error) {
 		APICertificate: private.Of(api.Certificate), APIKey: private.Of(api.Key),
 		Salt: private.Of([32]byte(k.Salt)), Seal: private.Of([32]byte(k.Seal)), TrustRoot: k.TrustRoot,
 	}, errors.Join(err1, err2)
+}
+
+// ServerCertificate returns what a server of that id shows the node API, whether
+// or not the directory has such a server.
+func (l *Lab) ServerCertificate(id string) (pki.Pair, error) {
+	return l.activator.api.Issue(id, x509.ExtKeyUsageClientAuth, nil)
 }
 
 // serviceSteps are the steps that bring up Lethe's own programs.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/lab"
+	"lethe/lab/pki"
 )
 
 // volume is what one transfer of BenchmarkThroughput moves: about a second's worth.
@@ -221,11 +222,11 @@ func startBare(b *testing.B, l *lab.Lab) {
 	b.Helper()
 	ctx := deadline(b)
 	server, customer := l.Server(0), l.Customer(0)
-	ca, err := lab.NewAuthority("bare CA")
+	ca, err := pki.NewAuthority("bare CA")
 	if err != nil {
 		b.Fatal(err)
 	}
-	key := lab.NewTLSCrypt()
+	key := pki.NewTLSCrypt()
 	for _, m := range []struct {
 		*lab.Machine
 		use  x509.ExtKeyUsage

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"lethe/lab"
+	"lethe/lab/pki"
 )
 
 // stockServer runs `openvpn --verb 3` with a log and a status file on the router
@@ -19,7 +20,7 @@ import (
 func (h *hunt) stockServer(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	ca, err := lab.NewAuthority("stock CA")
+	ca, err := pki.NewAuthority("stock CA")
 	if err != nil {
 		t.Fatal(err)
 	}

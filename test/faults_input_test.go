@@ -17,6 +17,7 @@ import (
 	"lethe/account"
 	"lethe/day"
 	"lethe/lab"
+	"lethe/lab/pki"
 )
 
 // try runs the app with more environment than usual.
@@ -279,14 +280,14 @@ func (w *trial) slow() {
 // nodeAPI calls the node API as everybody but a server of the directory.
 func (w *trial) nodeAPI() {
 	before := w.processes("control")
-	pair := func(p lab.Pair, err error) tls.Certificate {
+	pair := func(p pki.Pair, err error) tls.Certificate {
 		w.t.Helper()
 		w.check(err)
 		c, err := tls.X509KeyPair([]byte(p.Certificate), []byte(p.Key))
 		w.check(err)
 		return c
 	}
-	foreign, err := lab.NewAuthority("Lethe lab node API")
+	foreign, err := pki.NewAuthority("Lethe lab node API")
 	w.check(err)
 	m := w.Customer(mallory)
 	server := w.https(m, pair(w.ServerCertificate("nl-ams-1")))

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -27,6 +26,7 @@ import (
 	"lethe/api"
 	"lethe/api/client"
 	"lethe/fault"
+	"lethe/lab/pki"
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
@@ -114,23 +114,20 @@ func places() location.Directory {
 		Servers: []location.Server{{
 			ID: "nl-ams-1", Location: 1, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.21")},
 			Endpoints: []location.Endpoint{{Protocol: protocol.OpenVPNUDP, Port: 1194}}, CA: vpnCA(), Enabled: true,
-			TLSCrypt: "-----BEGIN OpenVPN Static key V1-----\n" + strings.Repeat("00112233445566778899aabbccddeeff\n", 16) + "-----END OpenVPN Static key V1-----\n",
+			TLSCrypt: tlsCrypt,
 		}},
 	}
 }
 
+var tlsCrypt = pki.NewTLSCrypt()
+
 // vpnCA is the certificate that signs VPN servers', in PEM form.
 var vpnCA = sync.OnceValue(func() string {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := pki.NewAuthority("VPN")
 	if err != nil {
 		panic(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return ca.PEM
 })
 
 func certificate(t testing.TB, ends time.Time) (tls.Certificate, *x509.CertPool) {

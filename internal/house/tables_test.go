@@ -52,13 +52,14 @@ var edges = map[string][]string{
 	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
 		"slot/memory", "slot/valkey", "store", "store/sqlite", "usage"},
 	// the app renders the same client configuration that systems' own clients get, and drives OpenVPN and charon.
-	"client": {"account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
-	"lab":    {"client", "control", "location", "secret", "bundle", "spec", "geoip"},
+	"client":  {"account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
+	"lab/pki": {},
+	"lab":     {"lab/pki", "client", "control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
 // customer's data and never run on a provider's machine.
-var harness = map[string]bool{"test": true, "lab": true, "store/storetest": true, "slot/slottest": true}
+var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "store/storetest": true, "slot/slottest": true}
 
 // logger names packages that may import log for libraries that insist on a
 // *log.Logger; package event makes one that drops.

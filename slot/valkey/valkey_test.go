@@ -2,18 +2,14 @@ package valkey_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,6 +21,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"lethe/fault"
+	"lethe/lab/pki"
 	"lethe/private"
 	"lethe/slot"
 	"lethe/slot/slottest"
@@ -330,22 +327,16 @@ func TestLeastRights(t *testing.T) {
 // TestTLS: a server elsewhere is spoken to by TLS, and by nothing else when its
 // certificate is not right.
 func TestTLS(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := pki.NewAuthority("valkey")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	pair, err := ca.Issue("valkey", x509.ExtKeyUsageServerAuth, nil, netip.MustParseAddr("127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := slottest.StartServer(t, true, slottest.Quiet()...)
-	certificate, err := tls.X509KeyPair(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
+	certificate, err := tls.X509KeyPair([]byte(pair.Certificate), []byte(pair.Key))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +348,7 @@ func TestTLS(t *testing.T) {
 	defer front.Close()
 	go relay(front, server.Socket, &served)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	roots.AppendCertsFromPEM([]byte(ca.PEM))
 	url := "rediss://" + front.Addr().String()
 	s, err := valkey.Open(t.Context(), valkey.Config{URL: url, TLS: &tls.Config{RootCAs: roots}, Lease: slot.Lease})
 	if err != nil {

@@ -1,4 +1,6 @@
-package lab
+// Package pki makes certificates and keys for services that are tried and tested: an [Authority] of their own, which
+// lives as long as the process, issues them; nothing is kept.
+package pki
 
 import (
 	"crypto/ecdsa"
@@ -17,7 +19,7 @@ import (
 	"time"
 )
 
-// Authority is a certificate authority that lives as long as the lab.
+// Authority is a certificate authority.
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -41,12 +43,6 @@ func NewAuthority(name string) (*Authority, error) {
 	pair, err := a.sign(template)
 	a.PEM = pair.Certificate
 	return a, err
-}
-
-// ServerCertificate returns what a server of that id shows the node API, whether
-// or not the directory has such a server.
-func (l *Lab) ServerCertificate(id string) (Pair, error) {
-	return l.activator.api.Issue(id, x509.ExtKeyUsageClientAuth, nil)
 }
 
 // Issue returns a certificate of that common name, for names and addresses, for

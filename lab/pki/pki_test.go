@@ -1,4 +1,4 @@
-package lab_test
+package pki_test
 
 import (
 	"context"
@@ -12,11 +12,11 @@ import (
 	"testing"
 	"time"
 
-	"lethe/lab"
+	"lethe/lab/pki"
 )
 
 func TestAuthority(t *testing.T) {
-	ca, err := lab.NewAuthority("Lethe lab")
+	ca, err := pki.NewAuthority("Lethe lab")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestAuthority(t *testing.T) {
 	if _, err := loaded.Leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
 		t.Error("a server's certificate is good for a client")
 	}
-	other, err := lab.NewAuthority("Other")
+	other, err := pki.NewAuthority("Other")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestAuthority(t *testing.T) {
 // asks for: the id as first name, each address as both kinds of name, and both
 // usages.
 func TestVPNCertificate(t *testing.T) {
-	ca, err := lab.NewAuthority("Lethe lab")
+	ca, err := pki.NewAuthority("Lethe lab")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,14 +91,14 @@ func TestVPNCertificate(t *testing.T) {
 // when it could.
 func TestTLSCrypt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
-	key, another := lab.NewTLSCrypt(), lab.NewTLSCrypt()
+	key, another := pki.NewTLSCrypt(), pki.NewTLSCrypt()
 	if key == another {
 		t.Error("two keys are equal")
 	}
 	if err := os.WriteFile(path, []byte(key), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, cancel := context.WithTimeout(ctx(t), 20*time.Second)
+	c, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	// A key for one server is made under the static key, which proves it readable.
 	out, err := exec.CommandContext(c, "openvpn", "--tls-crypt-v2", path, "--genkey", "tls-crypt-v2-client").CombinedOutput()
