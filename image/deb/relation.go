@@ -53,8 +53,9 @@ func (c Clause) String() string {
 
 // ParseRelations reads a field of relations: clauses separated by commas,
 // alternatives by bars. The qualifier :any and the one of the architecture are
-// dropped, since one architecture is all there is; another architecture,
-// architecture lists and build profiles are refused (binary packages have none).
+// dropped, since one architecture is all there is; another architecture's
+// stays in the name, which no package has. Architecture lists and build profiles
+// are refused (binary packages have none).
 func ParseRelations(s, architecture string) ([]Clause, error) {
 	var clauses []Clause
 	for part := range strings.SplitSeq(s, ",") {
@@ -79,15 +80,18 @@ func parseRelation(s, architecture string) (r Relation, err error) {
 	name, condition, has := strings.Cut(s, "(")
 	name = strings.TrimSpace(name)
 	if base, qualifier, ok := strings.Cut(name, ":"); ok {
-		if qualifier != "any" && qualifier != architecture {
-			return r, fmt.Errorf("%w: architecture %.20q", bad, qualifier)
+		if !PackageName(qualifier) {
+			return r, bad
 		}
 		name = base
+		if qualifier != "any" && qualifier != architecture {
+			r.Name = ":" + qualifier
+		}
 	}
 	if !PackageName(name) {
 		return r, bad
 	}
-	r.Name = name
+	r.Name = name + r.Name
 	if !has {
 		return r, nil
 	}

@@ -213,4 +213,6 @@ func (s *search) conflicts(all []*Package) error {
 }
 
 // why names who needs a package.
-func (s *search) why(name string) string { return cmp.Or(s.reason[name], "the list of wanted packages") }
+func (s *search) why(name string) string {
+	return cmp.Or(s.reason[name], "the list of wanted packages")
+}

@@ -131,7 +131,7 @@ func (s *Store) Remove(d Digest) error {
 // match, it is fetched once more from its beginning, for the fault may lie in the
 // old part. A second mismatch is fault.Untrusted. A full disk is fault.Full, and
 // the partial file is removed to make room.
-func (s *Store) Put(ctx context.Context, d Digest, size int64, source Source, progress func(int64)) error {
+func (s *Store) Put(ctx context.Context, d Digest, size int64, source Source, progress func(int64)) (err error) {
 	if progress == nil {
 		progress = func(int64) {}
 	}
@@ -149,6 +149,11 @@ func (s *Store) Put(ctx context.Context, d Digest, size int64, source Source, pr
 		return s.drop(partial)
 	}
 	i := &intake{file: partial, size: size, hash: sha256.New(), progress: progress}
+	defer func() {
+		if err != nil {
+			progress(-i.have)
+		}
+	}()
 	resumed, err := i.resume()
 	if err == nil {
 		err = i.fill(ctx, source)
@@ -162,6 +167,8 @@ func (s *Store) Put(ctx context.Context, d Digest, size int64, source Source, pr
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
 		return errors.Join(classify("", err), s.drop(partial))
 	case errors.Is(err, errTooLong):
+	case err != nil && fault.Of(err) == fault.Internal && ctx.Err() == nil:
+		return classify("the store cannot be written", err)
 	case err != nil:
 		return err // the partial file waits for the next time
 	}
@@ -333,14 +340,32 @@ func (i *intake) fill(ctx context.Context, source Source) error {
 	case start != i.have:
 		return fault.New(fault.Unavailable, "the archive answered with another part of a file than was asked for")
 	}
-	_, err = io.Copy(i, io.LimitReader(r, i.size-i.have+1))
-	if err == nil && i.have < i.size {
-		err = fault.New(fault.Unavailable, fmt.Sprintf("a download ended after %d of %d bytes", i.have, i.size)).WithHint("repeat: it goes on where it stopped")
-	}
-	if i.have > i.size {
-		err = errTooLong
+	from := &reader{r: io.LimitReader(r, i.size-i.have+1)}
+	_, err = io.Copy(i, from)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case from.err != nil || err == nil && i.have < i.size:
+		return fault.Wrap(fault.Unavailable, fmt.Sprintf("a download ended after %d of %d bytes", i.have, i.size), from.err).WithHint("repeat: it goes on where it stopped")
+	case i.have > i.size:
+		return errTooLong
 	}
 	return err
+}
+
+// reader keeps the error of reading apart from that of writing.
+type reader struct {
+	r   io.Reader
+	err error
+}
+
+// Read implements io.Reader.
+func (r *reader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
 }
 
 // Write implements io.Writer.

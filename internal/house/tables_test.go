@@ -55,6 +55,11 @@ var edges = map[string][]string{
 	"client":  {"account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
 	"lab/pki": {},
 	"lab":     {"lab/pki", "client", "control", "location", "secret", "bundle", "spec", "geoip"},
+	// the image's inputs: reading, keeping and pinning them; image is the command.
+	"image/deb":   {},
+	"image/store": {},
+	"image/lock":  {"image/deb", "image/store"},
+	"image":       {"image/deb", "image/lock", "image/store"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
