@@ -225,7 +225,7 @@ func (s *Store) partial(ctx context.Context, d Digest) (*os.File, error) {
 	tick := time.NewTicker(waiting)
 	defer tick.Stop()
 	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o644)
 		if err != nil {
 			return nil, classify("the store cannot be written", err)
 		}

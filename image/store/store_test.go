@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -128,7 +130,7 @@ func TestPutResumes(t *testing.T) {
 				return io.NopCloser(bytes.NewReader(content)), 50, nil
 			}
 		}, fault.Unavailable, false, "[]"},
-		{"bad twice", content[:100], func(o *[]int64) store.Source { return from(bad, -1, o) }, fault.Untrusted, false, "[100 0]"},
+		{"bad twice", bad[:100], func(o *[]int64) store.Source { return from(bad, -1, o) }, fault.Untrusted, false, "[100 0]"},
 		{"bad", nil, func(o *[]int64) store.Source { return from(bad, -1, o) }, fault.Untrusted, false, "[0]"},
 		{"too long", nil, func(o *[]int64) store.Source { return from(append(bytes.Clone(content), 'x'), -1, o) }, fault.Untrusted, false, "[0]"},
 		{"too short", nil, func(o *[]int64) store.Source { return from(content[:10], -1, o) }, fault.Unavailable, false, "[0]"},
@@ -329,17 +331,30 @@ func TestOpenRefusals(t *testing.T) {
 	}
 }
 
-// TestFullDisk brings in more than fits on a small file system, once by the
-// kernel's own limit on a file's size, once by a device that is always full.
+// TestFullDisk brings in more than fits: this program again, in a mount
+// namespace of its own with a disk of one page.
 func TestFullDisk(t *testing.T) {
-	s := open(t, t.TempDir())
-	full := filepath.Join(s.Dir(), "partial", fmt.Sprintf("%x", name))
-	if err := os.Symlink("/dev/full", full); err != nil {
+	const inside = "LETHE_TEST_FULL_DISK"
+	dir := os.Getenv(inside)
+	if dir == "" {
+		again := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestFullDisk$")
+		again.Env = append(os.Environ(), inside+"="+t.TempDir())
+		again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}, GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
+		if out, err := again.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4k")); err != nil {
 		t.Fatal(err)
 	}
-	err := s.Put(t.Context(), name, size, func(context.Context, int64) (io.ReadCloser, int64, error) {
-		return io.NopCloser(bytes.NewReader(content)), 0, nil
-	}, nil)
-	t.Log(err)
-	_ = unix.ENOSPC
+	s := open(t, dir)
+	_, err := s.Add(t.Context(), content)
+	if fault.Of(err) != fault.Full || files(t, s, "partial") != 0 || files(t, s, "sha256") != 0 {
+		t.Errorf("%v, %d files", err, files(t, s, ""))
+	}
+	if _, err := s.Add(t.Context(), []byte("small")); err != nil {
+		t.Error(err)
+	}
 }
