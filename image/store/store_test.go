@@ -358,3 +358,25 @@ func TestFullDisk(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestClassify wants each trouble of the disk to be told as what it is.
+func TestClassify(t *testing.T) {
+	for kind, err := range map[fault.Kind]error{fault.Full: unix.EDQUOT, fault.Denied: unix.EACCES, fault.Internal: unix.EIO} {
+		if got := store.Classify("text", &os.PathError{Op: "x", Path: "/secret/place", Err: err}); fault.Of(got) != kind || strings.Contains(got.Error(), "/secret") {
+			t.Errorf("%v becomes %v", err, got)
+		}
+	}
+	if got := store.Classify("text", errCut); got.Error() != "text: unforeseen" {
+		t.Error(got)
+	}
+}
+
+func TestLinkAsPartialFile(t *testing.T) {
+	s := open(t, t.TempDir())
+	if err := os.Symlink("/dev/full", filepath.Join(s.Dir(), "partial", fmt.Sprintf("%x", name))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Add(t.Context(), content); err == nil {
+		t.Error("a link was followed")
+	}
+}

@@ -1,0 +1,4 @@
+package image
+
+// ExitCode is exitCode, for tests.
+var ExitCode = exitCode

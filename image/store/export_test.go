@@ -1,0 +1,4 @@
+package store
+
+// Classify is classify, for tests.
+var Classify = classify
