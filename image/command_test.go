@@ -77,10 +77,10 @@ func TestCommands(t *testing.T) {
 	w.want(t, 0, "the store is complete: 7 files", "fetch")
 	w.want(t, 0, "the store is complete: 13 files", "fetch", "--sources")
 	// Everything is there: no network is needed any more.
-	w.Answer = func(rw http.ResponseWriter, _ *http.Request) bool {
+	w.Intercept(func(rw http.ResponseWriter, _ *http.Request) bool {
 		rw.WriteHeader(http.StatusTeapot)
 		return true
-	}
+	})
 	var s struct {
 		Files, Mended int
 		Bytes         map[string]int64
@@ -88,7 +88,7 @@ func TestCommands(t *testing.T) {
 	if err := json.Unmarshal([]byte(w.want(t, 0, "", "fetch", "--json")), &s); err != nil || s.Files != 7 || s.Bytes["vm"] == 0 {
 		t.Error(s, err)
 	}
-	w.Answer = nil
+	w.Intercept(nil)
 	// The archive goes on: a newer package, and one that is gone.
 	if err := w.Publish(archivetest.Suite{Name: "trixie-security", Archive: lock.Security, Date: "Mon, 23 Nov 2026 02:09:05 UTC",
 		Packages: w.Package("debian-security", "lib", "2.1", "") + w.Package("debian-security", "right", "3", "") + w.Package("debian-security", "app", "2", "Depends: lib, debconf, right\nSource: lib (2.1)\n"),
@@ -103,9 +103,9 @@ func TestCommands(t *testing.T) {
 	if err := os.WriteFile(file, first, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	delete(w.Files, "debian/pool/main/app_1.0+b~1_amd64.deb")
+	w.Set("debian/pool/main/app_1.0+b~1_amd64.deb", nil)
 	w.want(t, 3, "the archive drops what it has replaced", "fetch")
-	w.want(t, 0, "3 packages are other ones", "lock", "--mirror", w.URL+"/debian/", "--security-mirror", w.URL+"/debian-security/", "--go-proxy", w.URL+"/go/")
+	w.want(t, 0, "4 packages are other ones", "lock", "--mirror", w.URL+"/debian/", "--security-mirror", w.URL+"/debian-security/", "--go-proxy", w.URL+"/go/")
 }
 
 func TestRefusals(t *testing.T) {
@@ -124,7 +124,7 @@ func TestRefusals(t *testing.T) {
 		"bad lock":        {func(w *world) { os.WriteFile(filepath.Join(w.tree, lock.FileName), []byte("x"), 0o644) }, 2, "cannot be read", []string{"fetch"}},
 		"lock is no file": {func(w *world) { os.Mkdir(filepath.Join(w.tree, lock.FileName), 0o755) }, 1, "cannot be read", []string{"prune"}},
 		"no keys":         {nil, 3, "no keys", []string{"lock", "--keyring", "/nowhere"}},
-		"bad keys":        {func(w *world) { w.Keyring = filepath.Join(w.tree, "go.mod") }, 2, "holds no OpenPGP keys", []string{"lock"}},
+		"bad keys":        {func(w *world) { w.Machine.Keyring = filepath.Join(w.tree, "go.mod") }, 2, "holds no OpenPGP keys", []string{"lock"}},
 		"no place":        {func(w *world) { w.Store = "" }, 2, "no place for the store", []string{"lock"}},
 		"no mirror":       {func(w *world) { w.Apt = "/nowhere" }, 2, "name a mirror", []string{"lock"}},
 		"expired":         {func(w *world) { w.Now = func() time.Time { return archivetest.Now.AddDate(0, 1, 0) } }, 5, "try another mirror", []string{"lock"}},
@@ -169,16 +169,16 @@ func TestInterrupted(t *testing.T) {
 	w := newWorld(t)
 	w.want(t, 0, "new", "lock")
 	ctx, cancel := context.WithCancel(t.Context())
-	w.Answer = func(_ http.ResponseWriter, r *http.Request) bool {
+	w.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
 		cancel()
 		<-r.Context().Done()
 		return true
-	}
+	})
 	var stderr bytes.Buffer
 	if code := image.Run(ctx, []string{"fetch"}, &stderr, &stderr, w.Machine); code != 1 || !strings.Contains(stderr.String(), "error: interrupted\nhint: repeat") {
 		t.Error(code, stderr.String())
 	}
-	w.Answer = nil
+	w.Intercept(nil)
 	w.want(t, 0, "complete", "fetch")
 }
 
@@ -208,15 +208,15 @@ func TestProgress(t *testing.T) {
 			w.Slow = time.Millisecond
 		}
 		stderr := &told{seen: make(chan struct{})}
-		w.Answer = func(http.ResponseWriter, *http.Request) bool {
+		w.Intercept(func(http.ResponseWriter, *http.Request) bool {
 			<-stderr.seen
 			return false
-		}
+		})
 		var stdout bytes.Buffer
 		if code := image.Run(t.Context(), []string{command}, &stdout, stderr, w.Machine); code != 0 || !strings.Contains(stderr.String(), text) {
 			t.Errorf("%s: %d %s", command, code, stderr.String())
 		}
-		w.Answer = nil
+		w.Intercept(nil)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,7 +33,7 @@ import (
 // Now is the time at which everything in the archive is fresh.
 var Now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-// Archive is the whole of it. Its files may be changed while nobody asks.
+// Archive is the whole of it. It is safe for concurrent use.
 type Archive struct {
 	URL     string // of a root that has debian, debian-security and go below it
 	Keyring []byte
@@ -40,16 +41,17 @@ type Archive struct {
 	GoSum   []byte
 	Plan    lock.Plan
 
-	mu    sync.Mutex
-	Files map[string][]byte // by path from URL, without a slash before
-	// Answer, when set, is asked before Files; it returns whether it has answered.
-	Answer func(w http.ResponseWriter, r *http.Request) bool
-	Asked  map[string]int // how often each path was asked for
+	mu     sync.Mutex
+	files  map[string][]byte // by path from URL, without a slash before
+	answer Answer
 
 	key    *openpgp.Entity
 	server *httptest.Server
 	sums   http.Handler
 }
+
+// Answer is asked before the files; it returns whether it has answered.
+type Answer func(w http.ResponseWriter, r *http.Request) bool
 
 // Suite is one suite to publish.
 type Suite struct {
@@ -73,7 +75,7 @@ func New() (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Archive{Keyring: ring.Bytes(), SumDB: verifier, Files: map[string][]byte{}, Asked: map[string]int{}, key: key}
+	a := &Archive{Keyring: ring.Bytes(), SumDB: verifier, files: map[string][]byte{}, key: key}
 	a.server = httptest.NewServer(a)
 	a.URL = a.server.URL
 	a.Plan = lock.Plan{Architecture: "amd64", Toolchain: "go1.26.8", Backported: []string{"kernel"},
@@ -88,13 +90,38 @@ func New() (*Archive, error) {
 // Close stops the server.
 func (a *Archive) Close() { a.server.Close() }
 
+// Set puts a file up, or takes it away when b is nil. The path is from URL,
+// without a slash before.
+func (a *Archive) Set(path string, b []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b == nil {
+		delete(a.files, path)
+		return
+	}
+	a.files[path] = b
+}
+
+// Files returns all files by path.
+func (a *Archive) Files() map[string][]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.files)
+}
+
+// Intercept lets answer have every request first; nil ends that.
+func (a *Archive) Intercept(answer Answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answer = answer
+}
+
 // ServeHTTP implements http.Handler.
 func (a *Archive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	a.mu.Lock()
-	a.Asked[path]++
-	b, ok := a.Files[path]
-	answer := a.Answer
+	b, ok := a.files[path]
+	answer := a.answer
 	a.mu.Unlock()
 	switch {
 	case answer != nil && answer(w, r):
@@ -111,7 +138,7 @@ func (a *Archive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *Archive) Package(archive, name, version, fields string) string {
 	content := []byte(strings.Repeat("the package "+name+" "+version+"\n", 500))
 	path := "pool/main/" + name + "_" + version + "_amd64.deb"
-	a.Files[archive+"/"+path] = content
+	a.Set(archive+"/"+path, content)
 	return fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: amd64\n%sFilename: %s\nSize: %d\nSHA256: %x\n\n", name, version, fields, path, len(content), sha256.Sum256(content))
 }
 
@@ -120,7 +147,7 @@ func (a *Archive) Source(archive, name, version string) string {
 	text := fmt.Sprintf("Package: %s\nVersion: %s\nDirectory: pool/main\nChecksums-Sha256:\n", name, version)
 	for _, file := range []string{name + "_" + version + ".tar.xz", name + "_" + version + ".dsc"} {
 		content := []byte("the source " + file)
-		a.Files[archive+"/pool/main/"+file] = content
+		a.Set(archive+"/pool/main/"+file, content)
 		text += fmt.Sprintf(" %x %d %s\n", sha256.Sum256(content), len(content), file)
 	}
 	return text + "\n"
@@ -160,8 +187,8 @@ func (a *Archive) Publish(s Suite) error {
 		sum := sha256.Sum256(packed.Bytes())
 		release += fmt.Sprintf(" %x %d %s.xz\n", sum, packed.Len(), name)
 		dir := s.Archive + "/dists/" + s.Name + "/"
-		a.Files[dir+name+".xz"] = packed.Bytes()
-		a.Files[fmt.Sprintf("%s%s/by-hash/SHA256/%x", dir, name[:strings.LastIndexByte(name, '/')], sum)] = packed.Bytes()
+		a.Set(dir+name+".xz", packed.Bytes())
+		a.Set(fmt.Sprintf("%s%s/by-hash/SHA256/%x", dir, name[:strings.LastIndexByte(name, '/')], sum), packed.Bytes())
 	}
 	var signed bytes.Buffer
 	w, err := clearsign.Encode(&signed, a.key.PrivateKey, &packet.Config{Time: func() time.Time { return Now.Add(-time.Hour) }})
@@ -171,7 +198,7 @@ func (a *Archive) Publish(s Suite) error {
 	if err == nil {
 		err = w.Close()
 	}
-	a.Files[s.Archive+"/dists/"+s.Name+"/InRelease"] = signed.Bytes()
+	a.Set(s.Archive+"/dists/"+s.Name+"/InRelease", signed.Bytes())
 	return err
 }
 
@@ -186,7 +213,7 @@ func (a *Archive) modules(signer string) error {
 		return err
 	}
 	mod := []byte("module example.com/mod\n")
-	a.Files["go/example.com/mod/@v/v1.2.3.mod"] = mod
+	a.Set("go/example.com/mod/@v/v1.2.3.mod", mod)
 	sum, err := dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(mod)), nil })
 	a.GoSum = fmt.Appendf(nil, "example.com/mod v1.2.3 %s\nexample.com/mod v1.2.3/go.mod %s\n", module, sum)
 	a.sums = sumdb.NewServer(sumdb.NewTestServer(signer, func(path, version string) ([]byte, error) {
@@ -209,6 +236,6 @@ func (a *Archive) zip(path, version string) (string, error) {
 	if err := errors.Join(err, z.Close()); err != nil {
 		return "", err
 	}
-	a.Files["go/"+path+"/@v/"+version+".zip"] = b.Bytes()
+	a.Set("go/"+path+"/@v/"+version+".zip", b.Bytes())
 	return dirhash.Hash1([]string{name}, func(string) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil })
 }

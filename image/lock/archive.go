@@ -61,7 +61,14 @@ func (n *Network) open(ctx context.Context, url string, offset int64) (io.ReadCl
 	request.Header.Set("Accept-Encoding", "identity")
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
+		stalled := errors.Is(context.Cause(ctx), errStalled)
 		b.stop()
+		switch {
+		case whole.Err() != nil:
+			return nil, 0, whole.Err()
+		case stalled:
+			err = errStalled
+		}
 		return nil, 0, unreachable(url, err)
 	}
 	b.ReadCloser = response.Body
@@ -156,7 +163,9 @@ func (n *Network) bytes(ctx context.Context, url string, limit int64) (b []byte,
 			return err
 		}
 		defer r.Close()
-		if b, err = io.ReadAll(io.LimitReader(r, limit+1)); err != nil {
+		if b, err = io.ReadAll(io.LimitReader(r, limit+1)); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			return unreachable(url, err)
 		}
 		if int64(len(b)) > limit {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -115,7 +116,7 @@ func TestMakeAndFetch(t *testing.T) {
 func TestEveryBit(t *testing.T) {
 	w := newWorld(t)
 	l := w.make(t, nil)
-	for path, good := range w.Files {
+	for path, good := range w.Files() {
 		if strings.Contains(path, "right_") || strings.Contains(path, "lib_1") || strings.Contains(path, "lib_9") || strings.Contains(path, "kernel_1") || strings.Contains(path, "/main/source/Sources") ||
 			strings.Contains(path, "/main/binary-amd64/Packages") {
 			continue // not needed, or behind another path of the same content
@@ -126,7 +127,7 @@ func TestEveryBit(t *testing.T) {
 		}
 		bad := bytes.Clone(good)
 		bad[len(bad)/2] ^= 1
-		w.Files[path] = bad
+		w.Set(path, bad)
 		fresh, fetch := *w.maker, lock.Fetcher{Store: s, Net: w.maker.Net, Sources: true}
 		fresh.Store = s
 		_, made := fresh.Make(t.Context(), nil)
@@ -134,7 +135,7 @@ func TestEveryBit(t *testing.T) {
 		if fault.Of(made) != fault.Untrusted && fault.Of(fetched) != fault.Untrusted {
 			t.Errorf("%s: %v, %v", path, made, fetched)
 		}
-		w.Files[path] = good
+		w.Set(path, good)
 		s.Close()
 	}
 }
@@ -150,13 +151,13 @@ func TestMakeRefusals(t *testing.T) {
 		"expired":    {func(w *world) { w.maker.Now = archivetest.Now.AddDate(0, 0, 8) }, fault.Expired, "trixie-security is past its Valid-Until"},
 		"future":     {func(w *world) { w.maker.Now = archivetest.Now.AddDate(0, 0, -8) }, fault.Untrusted, "trixie"},
 		"other suite": {func(w *world) {
-			w.Files["debian/dists/trixie/InRelease"] = w.Files["debian/dists/trixie-backports/InRelease"]
+			w.Set("debian/dists/trixie/InRelease", w.Files()["debian/dists/trixie-backports/InRelease"])
 		}, fault.Untrusted, "for trixie"},
 		"no mirror":       {func(w *world) { w.maker.Net.Mirrors = nil }, fault.Invalid, "not known where"},
 		"not a URL":       {func(w *world) { w.maker.Net.Mirrors = map[string]string{lock.Main: "http://a b\x7f"} }, fault.Invalid, "no URL"},
 		"nobody there":    {func(w *world) { w.Close() }, fault.Unavailable, "refused"},
-		"no release":      {func(w *world) { delete(w.Files, "debian/dists/trixie/InRelease") }, fault.NotFound, "InRelease"},
-		"large release":   {func(w *world) { w.Files["debian/dists/trixie/InRelease"] = make([]byte, deb.MaxRelease+1) }, fault.Untrusted, "larger than"},
+		"no release":      {func(w *world) { w.Set("debian/dists/trixie/InRelease", nil) }, fault.NotFound, "InRelease"},
+		"large release":   {func(w *world) { w.Set("debian/dists/trixie/InRelease", make([]byte, deb.MaxRelease+1)) }, fault.Untrusted, "larger than"},
 		"unknown package": {func(w *world) { w.maker.Plan.Sets[0].Want[0].Name = "nothing" }, fault.NotFound, "no package nothing"},
 		"useless without": {func(w *world) { w.maker.Plan.Sets[0].Without[0].Name = "nothing" }, fault.NotFound, "debconf"},
 		"unused without":  {func(w *world) { w.maker.Plan.Sets[1].Without = []lock.Entry{{Name: "zz", Why: "x"}} }, fault.Invalid, "nothing depends on zz"},
@@ -164,8 +165,8 @@ func TestMakeRefusals(t *testing.T) {
 		"bad path":        {func(w *world) { w.maker.GoSum = []byte("../x v1.0.0 h1:x\n") }, fault.Invalid, "go.sum"},
 		"twice":           {func(w *world) { w.maker.GoSum = append(w.maker.GoSum, w.maker.GoSum...) }, fault.Invalid, "twice"},
 		"other module":    {func(w *world) { w.maker.GoSum = bytes.Replace(w.maker.GoSum, []byte("h1:"), []byte("h1:A"), 1) }, fault.Untrusted, "another hash"},
-		"missing module":  {func(w *world) { delete(w.Files, "go/example.com/mod/@v/v1.2.3.mod") }, fault.NotFound, "v1.2.3.mod"},
-		"not a zip":       {func(w *world) { w.Files["go/example.com/mod/@v/v1.2.3.zip"] = []byte("hello") }, fault.Untrusted, "another hash"},
+		"missing module":  {func(w *world) { w.Set("go/example.com/mod/@v/v1.2.3.mod", nil) }, fault.NotFound, "v1.2.3.mod"},
+		"not a zip":       {func(w *world) { w.Set("go/example.com/mod/@v/v1.2.3.zip", []byte("hello")) }, fault.Untrusted, "another hash"},
 		"other toolchain": {func(w *world) { w.maker.Plan.Toolchain = "go1.0" }, fault.Unavailable, "lookup"},
 		"other sum key":   {func(w *world) { w.maker.SumDB = "sums.example+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8" }, fault.Untrusted, "checksum database"},
 		"public sum key":  {func(w *world) { w.maker.SumDB = "" }, fault.NotFound, "sum.golang.org"},
@@ -204,13 +205,12 @@ func TestNetwork(t *testing.T) {
 	l := w.make(t, nil)
 	deb := "/debian/pool/main/app_1.0+b~1_amd64.deb"
 	// Two failures, a connection that breaks off in the middle, then the rest by a range.
-	failures, ranges := 0, 0
-	w.Answer = func(rw http.ResponseWriter, r *http.Request) bool {
+	var failures, ranges atomic.Int32
+	w.Intercept(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path != deb {
 			return false
 		}
-		failures++
-		switch failures {
+		switch failures.Add(1) {
 		case 1:
 			http.Error(rw, "busy", http.StatusServiceUnavailable)
 			return true
@@ -220,24 +220,24 @@ func TestNetwork(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}
 		if r.Header.Get("Range") != "" {
-			ranges++
+			ranges.Add(1)
 		}
 		return false
-	}
-	if p, err := w.fetch.Fetch(t.Context(), l, nil); err != nil || failures != 3 || ranges != 1 || p.Bytes.Load() != p.AllBytes {
-		t.Error(err, failures, ranges)
+	})
+	if p, err := w.fetch.Fetch(t.Context(), l, nil); err != nil || failures.Load() != 3 || ranges.Load() != 1 || p.Bytes.Load() != p.AllBytes {
+		t.Error(err, failures.Load(), ranges.Load())
 	}
 	fail := func(kind fault.Kind, text string, answer func(http.ResponseWriter, *http.Request)) {
 		t.Helper()
 		if err := w.fetch.Store.Remove(l.Packages[0].File.SHA256); err != nil {
 			t.Fatal(err)
 		}
-		w.Answer = func(rw http.ResponseWriter, r *http.Request) bool {
+		w.Intercept(func(rw http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path == deb {
 				answer(rw, r)
 			}
 			return r.URL.Path == deb
-		}
+		})
 		if _, err := w.fetch.Fetch(t.Context(), l, nil); fault.Of(err) != kind || !strings.Contains(err.Error(), text) {
 			t.Errorf("%v %v, want %v %s", fault.Of(err), err, kind, text)
 		}
@@ -252,7 +252,7 @@ func TestNetwork(t *testing.T) {
 		_, _ = io.WriteString(rw, strings.Repeat("x", int(l.Packages[0].File.Size)))
 	})
 	w.maker.Net.Stall = 50 * time.Millisecond
-	fail(fault.Unavailable, "", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	fail(fault.Unavailable, "no answer in time", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 }
 
 func TestParseRefusals(t *testing.T) {
