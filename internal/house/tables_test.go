@@ -62,13 +62,12 @@ var edges = map[string][]string{
 	"image":       {"image/deb", "image/lock", "image/store"},
 	// archivetest is an archive, signed and served, for tests.
 	"image/archivetest": {"image/lock"},
-	"lab":               {"client", "control", "location", "secret", "bundle", "spec", "geoip"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
 // customer's data and never run on a provider's machine.
-var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "store/storetest": true, "slot/slottest": true}
-var harness = map[string]bool{"test": true, "lab": true, "store/storetest": true, "slot/slottest": true, "image/archivetest": true}
+var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "store/storetest": true, "slot/slottest": true,
+	"image/archivetest": true}
 
 // logger names packages that may import log for libraries that insist on a
 // *log.Logger; package event makes one that drops.
