@@ -62,6 +62,9 @@ var edges = map[string][]string{
 	"image":       {"image/deb", "image/lock", "image/store"},
 	// archivetest is an archive, signed and served, for tests.
 	"image/archivetest": {"image/lock"},
+	// image/cms is the signature form that firmware takes, image/pe puts it into boot images.
+	"image/cms": {},
+	"image/pe":  {"image/cms"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
