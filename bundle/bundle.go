@@ -24,34 +24,17 @@
 package bundle
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
 	"time"
+
+	"lethe/dsse"
 )
 
 // Digest is a SHA-256 (FIPS 180-4); as text it is 64 small hexadecimal digits.
-type Digest [sha256.Size]byte
-
-// String returns d in hexadecimal.
-func (d Digest) String() string { return hex.EncodeToString(d[:]) }
-
-// MarshalText implements [encoding.TextMarshaler].
-func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (d *Digest) UnmarshalText(text []byte) error {
-	b, err := hex.DecodeString(string(text))
-	if err != nil || len(b) != len(d) {
-		return fmt.Errorf("digest: want %d hexadecimal digits", 2*len(d))
-	}
-	*d = Digest(b)
-	return nil
-}
+type Digest = dsse.Digest
 
 // Role is one of the three kinds of signed statement.
 type Role string
@@ -271,18 +254,14 @@ func (Root) role() Role      { return RootRole }
 func (Manifest) role() Role  { return ConfigRole }
 func (Freshness) role() Role { return FreshRole }
 
-// decode reads the one JSON encoding that a statement has: the bytes that
-// encoding/json writes for it. Unknown, repeated, misspelt and null fields,
-// white space and trailing bytes are all refused, so no
-// two parsers can read one signed statement differently.
-func decode[T any](b []byte) (v T, err error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&v); err != nil {
-		return v, refuse(Malformed, err)
-	}
-	if again, err := json.Marshal(v); err != nil || !bytes.Equal(again, b) {
+// decode reads the one JSON encoding that a statement has, see [dsse.Decode].
+func decode[T any](b []byte) (T, error) {
+	v, err := dsse.Decode[T](b)
+	switch {
+	case errors.Is(err, dsse.ErrNotCanonical):
 		return v, refuse(NotCanonical, err)
+	case err != nil:
+		return v, refuse(Malformed, err)
 	}
 	return v, nil
 }

@@ -5,38 +5,18 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
-	"strconv"
+
+	"lethe/dsse"
 )
 
-// Envelope is a DSSE envelope. Its form is the one of the specification's
-// reference libraries; a test verifies ours with theirs and theirs with ours.
-// The library itself is not linked: its verifier brings golang.org/x/crypto/ssh
-// into servers, takes base64 in two alphabets and writes to standard output.
-type Envelope struct {
-	PayloadType string      `json:"payloadType"`
-	Payload     []byte      `json:"payload"`
-	Signatures  []Signature `json:"signatures"`
-}
+// Envelope is a DSSE envelope.
+type Envelope = dsse.Envelope
 
-// Signature is one signature of an [Envelope] over [PAE].
-type Signature struct {
-	KeyID KeyID  `json:"keyid"`
-	Sig   []byte `json:"sig"` // 64 bytes (RFC 8032)
-}
+// Signature is one signature of an [Envelope] over [PAE], 64 bytes (RFC 8032).
+type Signature = dsse.Signature
 
-// PAE returns what is signed: the pre-authentication encoding of the DSSE
-// specification, version 1.
-func PAE(payloadType string, payload []byte) []byte {
-	b := make([]byte, 0, len(payload)+len(payloadType)+32)
-	b = append(b, "DSSEv1 "...)
-	b = strconv.AppendInt(b, int64(len(payloadType)), 10)
-	b = append(b, ' ')
-	b = append(b, payloadType...)
-	b = append(b, ' ')
-	b = strconv.AppendInt(b, int64(len(payload)), 10)
-	b = append(b, ' ')
-	return append(b, payload...)
-}
+// PAE returns what is signed, see [dsse.PAE].
+func PAE(payloadType string, payload []byte) []byte { return dsse.PAE(payloadType, payload) }
 
 // Sign returns the enveloped statement with one signature of every signer. It
 // refuses to sign what a verifier would refuse to read.
@@ -55,7 +35,7 @@ func Sign(s Statement, signers ...Signer) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("sign %s statement: %w", s.role(), err)
 		}
-		e.Signatures = append(e.Signatures, Signature{k.public.ID, sig})
+		e.Signatures = append(e.Signatures, Signature{KeyID: k.public.ID, Sig: sig})
 	}
 	return json.Marshal(e)
 }
@@ -72,7 +52,7 @@ func AddSignature(enveloped []byte, k Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("add signature: %w", err)
 	}
-	e.Signatures = append(e.Signatures, Signature{k.public.ID, sig})
+	e.Signatures = append(e.Signatures, Signature{KeyID: k.public.ID, Sig: sig})
 	return json.Marshal(e)
 }
 

@@ -317,7 +317,7 @@ func isSignature(in *cryptobyte.String) bool {
 // Verify checks the signature against trusted certificates and returns the one
 // that made it. For an embedded content, content is nil.
 func (s *Signed) Verify(content []byte, trusted []*x509.Certificate) (*x509.Certificate, error) {
-	if (content == nil) == (s.Content.Value == nil) {
+	if (content == nil) == (s.Content.Value == nil) || content != nil && !s.Content.Type.Equal(Data) {
 		return nil, errFailure
 	}
 	message := content

@@ -27,7 +27,7 @@ var edges = map[string][]string{
 	"slot/memory":   {"slot"},
 	"slot/valkey":   {"slot"},
 	"slot/slottest": {"slot"},
-	"bundle":        {"authdb"},
+	"bundle":        {"authdb", "dsse"},
 	"geoip":         {"usage"},
 	// publish knows the domain, not how the store keeps it.
 	"publish": {"authdb", "bundle", "geoip", "location", "spec"},
@@ -65,6 +65,10 @@ var edges = map[string][]string{
 	// image/cms is the signature form that firmware takes, image/pe puts it into boot images.
 	"image/cms": {},
 	"image/pe":  {"image/cms"},
+	// dsse is the form of signed statements: bundles' and releases'.
+	"dsse": {},
+	// image/release signs and verifies what builders made; it makes no image.
+	"image/release": {"dsse", "image/cms", "image/pe"},
 }
 
 // harness names the packages that exist for trying and testing: they hold no
