@@ -205,15 +205,15 @@ func Compare(a, b []byte) ([]Difference, error) {
 }
 
 func compare(a, b []byte) ([]Difference, error) {
-	var x, y any
-	for payload, v := range map[*[]byte]*any{&a: &x, &b: &y} {
-		d := json.NewDecoder(bytes.NewReader(*payload))
+	var v [2]any
+	for i, payload := range [][]byte{a, b} {
+		d := json.NewDecoder(bytes.NewReader(payload))
 		d.UseNumber()
-		if err := d.Decode(v); err != nil {
+		if err := d.Decode(&v[i]); err != nil {
 			return nil, refuse(Malformed, err, "")
 		}
 	}
-	return walk(nil, "", x, y), nil
+	return walk(nil, "", v[0], v[1]), nil
 }
 
 func walk(found []Difference, path string, a, b any) []Difference {
