@@ -67,6 +67,8 @@ var edges = map[string][]string{
 	"image/pe":  {"image/cms"},
 	// dsse is the form of signed statements: bundles' and releases'.
 	"dsse": {},
+	// image/token is the only package that needs cgo; programs take its keys as crypto.Signer.
+	"image/token": {},
 	// image/release signs and verifies what builders made; it makes no image.
 	"image/release": {"dsse", "image/cms", "image/pe"},
 }
