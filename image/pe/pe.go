@@ -87,7 +87,17 @@ type Image struct {
 	checkSum  int  // offset of the field
 	directory int  // offset of the certificate directory entry
 	table     Span // certificate table; at the end of the file; empty when there is none
+	sections  []Section
 }
+
+// Section is a section of an image, as it is in memory once loaded.
+type Section struct {
+	Name string // at most 8 bytes
+	Data []byte // of the section's virtual size, but not more than the file has; not a copy
+}
+
+// Sections returns the sections in the order of their headers.
+func (i *Image) Sections() []Section { return i.sections }
 
 // Parse reads the headers. It keeps b, which must not change while the Image is used.
 func Parse(b []byte) (*Image, error) {
@@ -118,22 +128,42 @@ func Parse(b []byte) (*Image, error) {
 		i.table = Span{offset, size}
 	}
 	var spans []Span
+	var names []string
+	var virtual []int
 	for n := range sections {
 		header := b[table+n*sectionSize:]
-		if size := int(le.Uint32(header[16:])); size > 0 {
-			spans = append(spans, Span{int(le.Uint32(header[20:])), size})
+		span := Span{int(le.Uint32(header[20:])), int(le.Uint32(header[16:]))}
+		if span.Length == 0 {
+			span.Offset = 0
 		}
+		spans = append(spans, span)
+		names = append(names, string(bytes.TrimRight(header[:8], "\x00")))
+		virtual = append(virtual, int(le.Uint32(header[8:])))
 	}
+	if !contiguous(spans, headers, i.table.Offset) {
+		return bad("sections overlap, leave gaps or reach beyond the end")
+	}
+	for n, s := range spans {
+		i.sections = append(i.sections, Section{names[n], b[s.Offset : s.Offset+min(s.Length, virtual[n])]})
+	}
+	return i, nil
+}
+
+// contiguous reports whether sections follow each other from the headers on: bytes
+// between sections are in no Authenticode digest. Those without bytes do not matter.
+func contiguous(spans []Span, end, limit int) bool {
+	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.Offset, b.Offset) })
-	end := headers
 	for _, s := range spans {
-		// Bytes between sections are in no Authenticode digest.
-		if s.Offset != end || s.Length > i.table.Offset-end {
-			return bad("sections overlap, leave gaps or reach beyond the end")
+		if s.Length == 0 {
+			continue
+		}
+		if s.Offset != end || s.Length > limit-end {
+			return false
 		}
 		end += s.Length
 	}
-	return i, nil
+	return true
 }
 
 // Table returns where the certificate table is; its length is 0 when there is none.

@@ -279,6 +279,22 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestSections(t *testing.T) {
+	b := small()
+	binary.LittleEndian.PutUint32(b[sections+8:], 0x80)      // less in memory than in the file
+	binary.LittleEndian.PutUint32(b[sections+40+8:], 0x1000) // more
+	got := must[*pe.Image](t)(pe.Parse(b)).Sections()
+	if len(got) != 2 || got[0].Name != ".s0" || !bytes.Equal(got[0].Data, b[headers+0x200:headers+0x280]) ||
+		got[1].Name != ".s1" || !bytes.Equal(got[1].Data, b[headers:headers+0x200]) {
+		t.Errorf("%q", got)
+	}
+	binary.LittleEndian.PutUint32(b[sections+16:], 0) // .bss
+	binary.LittleEndian.PutUint32(b[sections+20:], 99)
+	if got := must[*pe.Image](t)(pe.Parse(b)).Sections(); len(got) != 2 || len(got[0].Data) != 0 {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestSpace(t *testing.T) {
 	s := signer(t, keys()["rsa"], "release")
 	reserved := must[[]byte](t)(pe.Reserve(small(), 4096))

@@ -405,3 +405,31 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("not a terminal: %v", err)
 	}
 }
+
+// TestModule: one program opens a module once at a time, and survives that the module
+// is shut down behind its back.
+func TestModule(t *testing.T) {
+	softhsm(t, "release")
+	make1(t, func(m maker) { m.ec("boot", "1", p256) })
+	k := must[*token.Token](t)(token.Open(module, "release", pin(userPIN)))
+	defer k.Close()
+	if _, err := token.Open(module, "release", pin(userPIN)); err == nil {
+		t.Error("opened twice")
+	}
+	signer := must[*token.Key](t)(k.Key("boot"))
+	other := pkcs11.New(module)
+	defer other.Destroy()
+	if err := other.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256(nil)
+	if _, err := signer.Sign(nil, digest[:], crypto.SHA256); err == nil {
+		t.Error("signed without a module")
+	}
+	if _, err := k.Key("boot"); err == nil {
+		t.Error("found a key without a module")
+	}
+	if _, err := k.Certificate("boot"); err == nil {
+		t.Error("found a certificate without a module")
+	}
+}

@@ -66,7 +66,10 @@ var edges = map[string][]string{
 	"image/cms": {},
 	"image/pe":  {"image/cms"},
 	// dsse is the form of signed statements: bundles' and releases'.
-	"dsse": {},
+	"dsse":      {},
+	"image/pcr": {"image/pe"},
+	// image/secureboot writes firmware variables, image/pcr what booting with them measures.
+	"image/secureboot": {"image/cms"},
 	// image/token is the only package that needs cgo; programs take its keys as crypto.Signer.
 	"image/token": {},
 	// image/release signs and verifies what builders made; it makes no image.
