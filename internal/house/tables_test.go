@@ -69,7 +69,7 @@ var edges = map[string][]string{
 	"dsse":      {},
 	"image/pcr": {"image/pe"},
 	// image/secureboot writes firmware variables, image/pcr what booting with them measures.
-	"image/secureboot": {"image/cms"},
+	"image/secureboot": {"dsse", "image/cms"},
 	// image/token is the only package that needs cgo; programs take its keys as crypto.Signer.
 	"image/token": {},
 	// image/release signs and verifies what builders made; it makes no image.
