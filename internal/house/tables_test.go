@@ -70,6 +70,8 @@ var edges = map[string][]string{
 	"image/pcr": {"image/pe"},
 	// image/secureboot writes firmware variables, image/pcr what booting with them measures.
 	"image/secureboot": {"dsse", "image/cms"},
+	// image/release/cli is the commands around it, for lethe-image.
+	"image/release/cli": {"image/cms", "image/pcr", "image/release", "image/secureboot", "image/token"},
 	// image/token is the only package that needs cgo; programs take its keys as crypto.Signer.
 	"image/token": {},
 	// image/release signs and verifies what builders made; it makes no image.
