@@ -28,7 +28,7 @@ func Terminal(tty *os.File, prompt io.Writer) PIN {
 		b, err := term.ReadPassword(int(tty.Fd()))
 		_, _ = io.WriteString(prompt, "\n")
 		if err != nil {
-			return nil, fmt.Errorf("read PIN: %w", err)
+			return nil, fault.Wrap(fault.Unavailable, "the PIN cannot be read", err)
 		}
 		return check(b)
 	}
@@ -47,7 +47,7 @@ func Descriptor(f io.Reader) PIN {
 			}
 			if err != nil {
 				clear(b)
-				return nil, fmt.Errorf("read PIN: %w", err)
+				return nil, fault.Wrap(fault.Unavailable, "the PIN cannot be read", err)
 			}
 			b = append(b, c[0])
 		}

@@ -36,11 +36,7 @@ func (h *holder) open(prompt io.Writer) (*token.Token, error) {
 	if h.pin < 0 {
 		return token.Open(h.module, h.label, token.Terminal(os.Stdin, prompt))
 	}
-	f := os.NewFile(uintptr(h.pin), "PIN")
-	if f == nil {
-		return nil, fault.New(fault.Invalid, fmt.Sprintf("there is no file descriptor %d", h.pin))
-	}
-	return token.Open(h.module, h.label, token.Descriptor(f))
+	return token.Open(h.module, h.label, token.Descriptor(os.NewFile(uintptr(h.pin), "PIN")))
 }
 
 type signing struct {
