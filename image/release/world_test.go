@@ -86,7 +86,7 @@ func bootable(t testing.TB) []byte {
 
 const (
 	prefix = 5000
-	middle = 64 << 10
+	middle = 4 << 10
 )
 
 // world is a build, its builders' statements and the release made of it.
