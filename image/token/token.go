@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -162,11 +163,23 @@ type Key struct {
 // Public returns the public key.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// Key returns the private key of that label. The token must hold the public key
+// named selects objects by label or, written "id:02", by id, which a key and its
+// certificate share. ykcs11 gives fixed labels, and ids by slot: 9a is 01, 9c is 02,
+// 9d is 03, 9e is 04.
+func named(label string) *pkcs11.Attribute {
+	if text, ok := strings.CutPrefix(label, "id:"); ok {
+		if id, err := hex.DecodeString(text); err == nil {
+			return pkcs11.NewAttribute(pkcs11.CKA_ID, id)
+		}
+	}
+	return pkcs11.NewAttribute(pkcs11.CKA_LABEL, label)
+}
+
+// Key returns the private key of that label or id. The token must hold the public key
 // under the same id (ykcs11 shows it for every slot with a certificate). NotFound: no such key; Conflict: several; Invalid:
 // not RSA of 2048 or 3072 bits and not ECDSA on P-256 or P-384.
 func (t *Token) Key(label string) (*Key, error) {
-	handle, err := t.one(label, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
+	handle, err := t.one(label, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), named(label))
 	if err != nil {
 		return nil, err
 	}
@@ -186,9 +199,9 @@ func (t *Token) Key(label string) (*Key, error) {
 	return k, err
 }
 
-// Certificate returns the certificate of that label.
+// Certificate returns the certificate of that label or id.
 func (t *Token) Certificate(label string) (*x509.Certificate, error) {
-	handle, err := t.one(label, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
+	handle, err := t.one(label, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), named(label))
 	if err != nil {
 		return nil, err
 	}

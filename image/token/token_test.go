@@ -129,7 +129,7 @@ func (m maker) forget(label string) {
 func (m maker) certificate(label string, raw []byte) {
 	m.t.Helper()
 	_, err := m.context.CreateObject(m.session, []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), attr(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
-		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_SUBJECT, []byte("s")), attr(pkcs11.CKA_VALUE, raw)})
+		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, label), attr(pkcs11.CKA_SUBJECT, []byte("s")), attr(pkcs11.CKA_VALUE, raw)})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -207,6 +207,19 @@ func TestSign(t *testing.T) {
 		if _, err := k.Key(label); fault.Of(err) != want {
 			t.Errorf("key %s: %v, want %v", label, err, want)
 		}
+	}
+	// By id: "3" is p256's, and the certificate's is its label.
+	byID := must[*token.Key](t)(k.Key("id:33"))
+	if byLabel := must[*token.Key](t)(k.Key("p256")); !byLabel.Public().(*ecdsa.PublicKey).Equal(byID.Public()) {
+		t.Error("another key has the id")
+	}
+	for label, want := range map[string]fault.Kind{"id:": fault.NotFound, "id:zz": fault.NotFound, "id:99": fault.NotFound} {
+		if _, err := k.Key(label); fault.Of(err) != want {
+			t.Errorf("key %s: %v, want %v", label, err, want)
+		}
+	}
+	if c, err := k.Certificate("id:626f6f74"); err != nil || !bytes.Equal(c.Raw, raw) {
+		t.Errorf("certificate by id: %v", err)
 	}
 	if c, err := k.Certificate("boot"); err != nil || !bytes.Equal(c.Raw, raw) {
 		t.Errorf("certificate: %v", err)

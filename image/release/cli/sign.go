@@ -63,9 +63,9 @@ func signCommand() *cobra.Command {
 	f.StringVar(&s.in, "images", ".", "directory of the images that were built")
 	f.StringVar(&s.out, "out", "", "directory to write into")
 	f.StringVar(&s.keys, "keys", "", "directory with PK.esl, KEK.esl and db.esl, as \"keys\" writes it: PCR 7 is foretold from them")
-	f.StringVar(&s.bootKey, "boot-key", "boot", "label of the Secure Boot key in the token")
-	f.StringVar(&s.bootCertificate, "boot-certificate", "boot", "label of its certificate in the token")
-	f.StringVar(&s.releaseKey, "release-key", "release", "label of the release key in the token")
+	f.StringVar(&s.bootKey, "boot-key", "boot", "label of the Secure Boot key in the token, or id:02 (a YubiKey's slot 9c)")
+	f.StringVar(&s.bootCertificate, "boot-certificate", "boot", "label or id of its certificate in the token")
+	f.StringVar(&s.releaseKey, "release-key", "release", "label or id of the release key in the token, for instance id:01 (slot 9a)")
 	f.Uint64Var(&s.floor, "floor", 0, "lowest version that whoever takes up this release still accepts")
 	f.IntVar(&s.days, "days", 60, "days until the release expires")
 	_ = c.MarkFlagRequired("out") // it exists
@@ -229,9 +229,9 @@ func keysCommand() *cobra.Command {
 	f.StringVar(&out, "out", ".", "directory to write into")
 	f.StringVar(&store, "enrol", "", "an OVMF variable store without keys, such as OVMF_VARS_4M.fd")
 	f.StringVar(&into, "store", "vars.fd", "where the store with the keys goes")
-	f.StringVar(labels[secureboot.PK], "pk", "PK", "label of PK's key and certificate in the token")
-	f.StringVar(labels[secureboot.KEK], "kek", "KEK", "label of KEK's")
-	f.StringVar(labels[secureboot.DB], "db", "boot", "label of db's, which signs boot images")
+	f.StringVar(labels[secureboot.PK], "pk", "PK", "label or id of PK's key and certificate in the token")
+	f.StringVar(labels[secureboot.KEK], "kek", "KEK", "label or id of KEK's")
+	f.StringVar(labels[secureboot.DB], "db", "boot", "label or id of db's, which signs boot images")
 	return c
 }
 
