@@ -1,12 +1,13 @@
 package token
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 
 	"lethe/fault"
 )
@@ -18,19 +19,31 @@ const maxPIN = 255
 // called more than once: some keys want the PIN for every signature.
 type PIN func() ([]byte, error)
 
-// Terminal returns a PIN that a person types, unseen.
-func Terminal(tty *os.File, prompt io.Writer) PIN {
+// Terminal returns a PIN that a person types, unseen. It ends with ctx, which
+// term.ReadPassword does not: a main that turns ^C into the end of ctx would
+// wait for the PIN all the same, and then sign.
+func Terminal(ctx context.Context, tty *os.File, prompt io.Writer) PIN {
 	return func() ([]byte, error) {
-		if !term.IsTerminal(int(tty.Fd())) {
-			return nil, fault.New(fault.Invalid, "there is no terminal to type the PIN at").WithHint("give it by a file descriptor")
-		}
-		_, _ = io.WriteString(prompt, "PIN of the token: ")
-		b, err := term.ReadPassword(int(tty.Fd()))
-		_, _ = io.WriteString(prompt, "\n")
+		fd := int(tty.Fd())
+		before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		if err != nil {
-			return nil, fault.Wrap(fault.Unavailable, "the PIN cannot be read", err)
+			return nil, fault.Wrap(fault.Invalid, "there is no terminal to type the PIN at", err).WithHint("give it by a file descriptor")
 		}
-		return check(b)
+		silent := *before
+		silent.Lflag &^= unix.ECHO
+		silent.Lflag |= unix.ECHONL // the line's end is shown
+		if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+			return nil, fault.Wrap(fault.Unavailable, "the terminal cannot hide a PIN", err)
+		}
+		defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }() // a terminal that is gone needs none
+		_, _ = io.WriteString(prompt, "PIN of the token: ")
+		for ready := 0; ready <= 0; {
+			ready, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+			if ctx.Err() != nil || err != nil && !errors.Is(err, unix.EINTR) {
+				return nil, fault.Wrap(fault.Unavailable, "interrupted", errors.Join(ctx.Err(), err))
+			}
+		}
+		return Descriptor(tty)() // a terminal hands over whole lines
 	}
 }
 

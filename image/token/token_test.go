@@ -4,6 +4,7 @@ package token_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -407,14 +408,23 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	var prompt bytes.Buffer
-	got, err := token.Terminal(tty, &prompt)()
+	got, err := token.Terminal(t.Context(), tty, &prompt)()
 	if err != nil || string(got) != "2468" || !strings.HasPrefix(prompt.String(), "PIN") || strings.Contains(prompt.String(), "2468") {
 		t.Errorf("%q, %v, %q", got, err, prompt.String())
+	}
+	// ^C, which the program has turned into the end of a context.
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := token.Terminal(ended, tty, &prompt)(); fault.Of(err) != fault.Unavailable || !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if state := must[*unix.Termios](t)(unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)); state.Lflag&unix.ECHO == 0 {
+		t.Error("the terminal is left without echo")
 	}
 	_ = tty.Close()
 	file := must[*os.File](t)(os.Open(os.DevNull))
 	defer file.Close()
-	if _, err := token.Terminal(file, &prompt)(); fault.Of(err) != fault.Invalid {
+	if _, err := token.Terminal(t.Context(), file, &prompt)(); fault.Of(err) != fault.Invalid {
 		t.Errorf("not a terminal: %v", err)
 	}
 }

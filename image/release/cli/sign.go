@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"fmt"
@@ -32,9 +33,9 @@ func (h *holder) flags(c *cobra.Command) {
 	c.Flags().IntVar(&h.pin, "pin-fd", -1, "read the PIN from this file descriptor, one line for each question, instead of the terminal")
 }
 
-func (h *holder) open(prompt io.Writer) (*token.Token, error) {
+func (h *holder) open(ctx context.Context, prompt io.Writer) (*token.Token, error) {
 	if h.pin < 0 {
-		return token.Open(h.module, h.label, token.Terminal(os.Stdin, prompt))
+		return token.Open(h.module, h.label, token.Terminal(ctx, os.Stdin, prompt))
 	}
 	return token.Open(h.module, h.label, token.Descriptor(os.NewFile(uintptr(h.pin), "PIN")))
 }
@@ -55,7 +56,7 @@ func signCommand() *cobra.Command {
 		Use: "sign", Short: "sign images and their manifest with keys in a token", Args: cobra.NoArgs,
 		Long: "Refuses unless enough builders agree on every digest and the images are those, before it asks for a PIN.\n" +
 			"The signed images and the manifest release.json are written into a directory of their own.",
-		RunE: func(c *cobra.Command, _ []string) error { return s.run(c.OutOrStdout(), c.ErrOrStderr()) },
+		RunE: func(c *cobra.Command, _ []string) error { return s.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) },
 	}
 	s.trusted.flags(c)
 	s.holder.flags(c)
@@ -72,7 +73,7 @@ func signCommand() *cobra.Command {
 	return c
 }
 
-func (s *signing) run(out, prompt io.Writer) error {
+func (s *signing) run(ctx context.Context, out, prompt io.Writer) error {
 	p, statements, err := s.read()
 	if err != nil {
 		return err
@@ -82,7 +83,7 @@ func (s *signing) run(out, prompt io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "%d builders agree on release %d of commit %s\n", len(builders), agreed.Predicate.Definition.External.Version, agreed.Predicate.Definition.External.Commit)
-	t, err := s.open(prompt)
+	t, err := s.open(ctx, prompt)
 	if err != nil {
 		return err
 	}
@@ -182,7 +183,7 @@ func keysCommand() *cobra.Command {
 		Long: "Takes the certificates PK, KEK and db from a token and writes them as .der, .esl and .auth, which firmware's setup\n" +
 			"screens and tools take, and with --enrol a variable store for virtual machines.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			t, err := h.open(c.ErrOrStderr())
+			t, err := h.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
