@@ -22,6 +22,7 @@ import (
 
 	"lethe/fault"
 	"lethe/image/lock"
+	"lethe/image/release/cli"
 	"lethe/image/store"
 	"lethe/version"
 )
@@ -159,6 +160,7 @@ func (p *program) command() *cobra.Command {
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
 			return p.print(map[string]string{"version": version.String()}, "lethe-image "+version.String())
 		}})
+	c.AddCommand(cli.Commands()...)
 	return c
 }
 

@@ -59,7 +59,7 @@ var edges = map[string][]string{
 	"image/deb":   {},
 	"image/store": {},
 	"image/lock":  {"image/deb", "image/store"},
-	"image":       {"image/deb", "image/lock", "image/store"},
+	"image":       {"image/deb", "image/lock", "image/release/cli", "image/store"},
 	// archivetest is an archive, signed and served, for tests.
 	"image/archivetest": {"image/lock"},
 	// image/cms is the signature form that firmware takes, image/pe puts it into boot images.
