@@ -32,7 +32,7 @@ func tree(t *testing.T) ([]file, *token.FileSet) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (d.Name() == "build" || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || d.Name() == "testdata") {
+		if d.IsDir() && (path == filepath.Join(root, "build") || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || d.Name() == "testdata") {
 			return filepath.SkipDir
 		}
 		if !strings.HasSuffix(path, ".go") {

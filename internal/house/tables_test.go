@@ -60,6 +60,10 @@ var edges = map[string][]string{
 	"image/store": {},
 	"image/lock":  {"image/deb", "image/store"},
 	"image":       {"image/deb", "image/lock", "image/release/cli", "image/store"},
+	// image/tree is files before any file system is made of them; image/layout is what
+	// the builder and the programs in the image agree on.
+	"image/tree":   {},
+	"image/layout": {},
 	// archivetest is an archive, signed and served, for tests.
 	"image/archivetest": {"image/lock"},
 	// image/cms is the signature form that firmware takes, image/pe puts it into boot images.
