@@ -8,19 +8,19 @@ var leaves = []string{"private", "fault", "event", "day", "protocol", "version",
 // client and lab put things together.
 var edges = map[string][]string{
 	"private": {}, "fault": {}, "event": {}, "day": {}, "protocol": {}, "version": {}, "notify": {}, "memfd": {},
-	"internal/house": {},
-	"canary":         {},
-	"inventory":      {},
-	"spec":           {},
-	"location":       {},
-	"daemon":         {},
-	"ratelimit":      {},
-	"secret":         {},
-	"authdb":         {},
-	"usage":          {"location"},
-	"ledger":         {"location", "usage"},
-	"session":        {"ledger", "location", "usage"},
-	"account":        {},
+	"internal/house": {}, "internal/testkit": {},
+	"canary":    {},
+	"inventory": {},
+	"spec":      {},
+	"location":  {},
+	"daemon":    {},
+	"ratelimit": {},
+	"secret":    {},
+	"authdb":    {},
+	"usage":     {"location"},
+	"ledger":    {"location", "usage"},
+	"session":   {"ledger", "location", "usage"},
+	"account":   {},
 	// slot counts connected devices. Its stores know neither accounts nor each
 	// other; slottest is the contract that both are tested against.
 	"slot":          {"account"},
@@ -84,7 +84,7 @@ var edges = map[string][]string{
 
 // harness names the packages that exist for trying and testing: they hold no
 // customer's data and never run on a provider's machine.
-var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "store/storetest": true, "slot/slottest": true,
+var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "internal/testkit": true, "store/storetest": true, "slot/slottest": true,
 	"image/archivetest": true}
 
 // logger names packages that may import log for libraries that insist on a

@@ -1,0 +1,131 @@
+// Package testkit is what the tests of several packages need: namespaces of their own ([InNamespaces]), a log
+// that is read while it is written ([Log]), waiting that ends as soon as it can ([Eventually]), and programs that
+// stand in for others ([Install]).
+package testkit
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Log keeps what is written to it. It is safe for concurrent use.
+type Log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements [io.Writer] and never fails.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// String returns everything that was written.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// Eventually waits until ok and fails the test with otherwise when it is not in time.
+func Eventually(tb testing.TB, limit time.Duration, ok func() bool, otherwise func() string) {
+	tb.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			tb.Fatalf("after %s: %s", limit, otherwise())
+		}
+	}
+}
+
+// InNamespaces is for a TestMain that is not in namespaces of its own yet, and needs root: it runs the test
+// binary again, with variable=1 in its environment, in a network and a mount namespace, and returns its exit
+// code. Both are nameless and end with it. What has the command line of [Processes] and is left there, by a
+// test that panicked, is killed; an empty one stands for none.
+func InNamespaces(variable, cmdline string) int {
+	self, err := os.Executable() // holds also where /proc/self is somebody else
+	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), variable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "namespaces for the tests:", err)
+		return 1
+	}
+	there := namespace(strconv.Itoa(cmd.Process.Pid))
+	_ = cmd.Wait() // the exit code says it
+	if cmdline != "" {
+		reap(there, cmdline)
+	}
+	if code := cmd.ProcessState.ExitCode(); code >= 0 {
+		return code
+	}
+	return 1 // killed
+}
+
+// OwnMounts keeps what is mounted from now on in the mount namespace of [InNamespaces].
+func OwnMounts() error { return syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "") }
+
+func namespace(pid string) string {
+	ns, _ := os.Readlink("/proc/" + pid + "/ns/net") // "" when it has ended
+	return ns
+}
+
+// Processes returns the processes in this network namespace that have a command line, given with a zero byte
+// after each argument (proc_pid_cmdline(5)).
+func Processes(cmdline string) []int { return processes(namespace("self"), cmdline) }
+
+func processes(ns, cmdline string) (pids []int) {
+	list, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range list {
+		pid := filepath.Base(filepath.Dir(f))
+		b, _ := os.ReadFile(f)
+		if string(b) == cmdline && namespace(pid) == ns {
+			n, _ := strconv.Atoi(pid) // digits, says the pattern
+			pids = append(pids, n)
+		}
+	}
+	return pids
+}
+
+// Reap kills the processes of [Processes]: a test's last resort.
+func Reap(cmdline string) { reap(namespace("self"), cmdline) }
+
+func reap(ns, cmdline string) {
+	for _, pid := range processes(ns, cmdline) {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // fails only when it has ended
+	}
+}
+
+// Command runs a command line without quotes, with what it printed in its error.
+func Command(line string) error {
+	f := strings.Fields(line)
+	if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", line, err, out)
+	}
+	return nil
+}
+
+// Install makes a program of a shell script. It is written by another process: a descriptor of ours could be
+// inherited by a child that is being started at this moment, and the kernel runs no file that is open for
+// writing (ETXTBSY in execve(2)).
+func Install(tb testing.TB, path, script string) {
+	tb.Helper()
+	cp := exec.Command("install", "-m", "755", "/dev/stdin", path)
+	cp.Stdin = strings.NewReader(script)
+	if out, err := cp.CombinedOutput(); err != nil {
+		tb.Fatalf("install: %v: %s", err, out)
+	}
+}
