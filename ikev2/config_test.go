@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"lethe/ikev2"
+	"lethe/internal/testkit"
 	"lethe/private"
 	"lethe/session"
 	"lethe/spec"
@@ -207,22 +208,6 @@ func TestRead(t *testing.T) {
 	}
 }
 
-func TestDevices(t *testing.T) {
-	runtimeDir(t)
-	none := ikev2.Instance{Daemon: 9, Device: "none9"}
-	if err := ikev2.Configure(none); err == nil || ikev2.Remove(none.Device) != nil {
-		t.Errorf("a device that is not there: %v", err)
-	}
-	must(t, command("ip link add lethe9 type veth peer name lethe9p"))
-	in := ikev2.Instance{Daemon: 9, Device: "lethe9"}
-	for range 2 {
-		must(t, ikev2.Configure(in))
-	}
-	v4 := session.SubnetsOf(9).V4.Addr().Next().String()
-	must(t, command("ping -q -c 1 -W 1 "+v4))
-	must(t, ikev2.Remove("lethe9"))
-}
-
 // TestNotStartable takes away what a process needs before it starts.
 func TestNotStartable(t *testing.T) {
 	dir := runtimeDir(t)
@@ -238,9 +223,9 @@ func TestNotStartable(t *testing.T) {
 	cfg = config(dir)
 	busy := filepath.Join(dir, "charon3")
 	must(t, os.Mkdir(busy, 0o700))
-	must(t, command("mount -t tmpfs lethe-ike "+busy))
-	defer func() { must(t, command("umount "+busy)) }()
+	must(t, testkit.Command("mount -t tmpfs lethe-ike "+busy))
+	defer func() { must(t, testkit.Command("umount "+busy)) }()
 	s := launch(t, cfg, newLedger(t))
-	eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=ikev2 kind=internal") }, s.log.String)
+	testkit.Eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=ikev2 kind=internal") }, s.log.String)
 	s.stop()
 }

@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
-	"lethe/session"
+	"lethe/device"
 )
 
 // libipsecDevice is the TUN device of kernel-libipsec. Charon makes it when it starts, names it so, and it
@@ -96,7 +94,7 @@ func OpenClientDevice() error {
 
 // CloseClientDevice undoes [OpenClientDevice].
 func CloseClientDevice() error {
-	return errors.Join(sweep(clientInterfaceID), removeDevice(clientDevice))
+	return errors.Join(sweep(clientInterfaceID), device.Remove(clientDevice))
 }
 
 // sweep removes the SAs and policies of an XFRM interface.
@@ -114,33 +112,4 @@ func sweep(id int) error {
 		}
 	}
 	return errors.Join(err, e)
-}
-
-// configure gives the device its addresses, and with them the routes to the customers.
-func configure(in Instance) error {
-	link, err := netlink.LinkByName(in.Device)
-	if err != nil {
-		return fmt.Errorf("ikev2: tunnel device %s: %w", in.Device, err)
-	}
-	nets := session.SubnetsOf(in.Daemon)
-	for _, p := range []netip.Prefix{nets.V4, nets.V6} {
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().Next().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
-		}
-		err = errors.Join(err, netlink.AddrReplace(link, addr))
-	}
-	if err = errors.Join(err, netlink.LinkSetUp(link)); err != nil {
-		return fmt.Errorf("ikev2: configure %s: %w", in.Device, err)
-	}
-	return nil
-}
-
-// removeDevice removes the tunnel device; one that is not there is no error.
-func removeDevice(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return nil // gone already
-	}
-	return netlink.LinkDel(link)
 }

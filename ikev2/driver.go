@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/daemon"
+	"lethe/device"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/memfd"
@@ -103,7 +104,7 @@ func (d *driver) run(ctx context.Context) error {
 	hangUp()
 	wg.Wait()
 	d.s.core.Reset(d.s.in.Daemon)
-	return errors.Join(err, removeDevice(d.s.in.Device))
+	return errors.Join(err, device.Remove(d.s.in.Device))
 }
 
 // replace notes that p is the process now and returns how many took the place of another. The lines of the
@@ -317,7 +318,7 @@ func (d *driver) set(ctx context.Context, c *vici.Conn) error {
 	}
 	d.wipe() // charon has read it, since it answers
 	id := d.s.ident
-	if err := configure(d.s.in); err != nil {
+	if err := device.Configure(d.s.in.Device, d.s.in.Daemon); err != nil {
 		return err
 	}
 	if _, err := c.Call(ctx, "load-key", new(vici.Message).Set("type", id.keyType).Set("data", id.key.Reveal())); err != nil {

@@ -26,10 +26,3 @@ func Read(s *Server, m *vici.Message) (id uint64, username, v4 string, ok bool) 
 	sa, ok := s.d.read(m)
 	return sa.id, sa.username.Reveal(), sa.v4.String(), ok
 }
-
-// Device is what is done to devices.
-var (
-	MakeDevice = makeDevice
-	Configure  = configure
-	Remove     = removeDevice
-)

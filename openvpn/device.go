@@ -3,15 +3,12 @@ package openvpn
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"lethe/session"
+	"lethe/device"
 )
 
 func socketPath(dir string) string { return filepath.Join(dir, "manage.sock") }
@@ -46,23 +43,11 @@ func prepare(dir string, uid, gid uint32) error {
 // process does not have.
 func makeDevice(in Instance, uid uint32) error {
 	err := makeTun(in.Device, uid)
-	var link netlink.Link
 	if err == nil {
-		link, err = netlink.LinkByName(in.Device)
+		err = device.Configure(in.Device, in.Daemon)
 	}
 	if err != nil {
-		return fmt.Errorf("openvpn: tunnel device %s: %w", in.Device, err)
-	}
-	nets := session.SubnetsOf(in.Daemon)
-	for _, p := range []netip.Prefix{nets.V4, nets.V6} {
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().Next().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
-		}
-		err = errors.Join(err, netlink.AddrReplace(link, addr))
-	}
-	if err = errors.Join(err, netlink.LinkSetUp(link)); err != nil {
-		return fmt.Errorf("openvpn: configure %s: %w", in.Device, err)
+		return fmt.Errorf("openvpn: %w", err)
 	}
 	return nil
 }
@@ -84,13 +69,4 @@ func makeTun(name string, uid uint32) error {
 		return err
 	}
 	return errors.Join(unix.IoctlSetInt(fd, unix.TUNSETOWNER, int(uid)), unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
-}
-
-// removeDevice removes the tunnel device; one that is not there is no error.
-func removeDevice(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return nil // gone already
-	}
-	return netlink.LinkDel(link)
 }

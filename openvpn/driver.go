@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/daemon"
+	"lethe/device"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/session"
@@ -90,7 +91,7 @@ func (d *driver) run(ctx context.Context) error {
 	}
 	wg.Wait()
 	d.s.core.Reset(d.in.Daemon)
-	return errors.Join(err, removeDevice(d.in.Device))
+	return errors.Join(err, device.Remove(d.in.Device))
 }
 
 // replace notes that p is the process now and reports whether there was another before. The lines

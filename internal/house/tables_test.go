@@ -40,12 +40,13 @@ var edges = map[string][]string{
 	"api/client": {"account", "location"},
 	"firewall":   {"session"},
 	"resolver":   {"daemon"},
+	"device":     {"session"},
 	// profile renders what systems' own clients read; it is pure, so that the
 	// app and the control plane give the same bytes.
 	"profile": {"location"},
-	"openvpn": {"daemon", "location", "profile", "session", "spec"},
+	"openvpn": {"daemon", "device", "location", "profile", "session", "spec"},
 	"vici":    {},
-	"ikev2":   {"daemon", "location", "profile", "session", "spec", "vici"},
+	"ikev2":   {"daemon", "device", "location", "profile", "session", "spec", "vici"},
 	"radius":  {"session"},
 	"node": {"authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
 		"session", "spec", "usage"},
