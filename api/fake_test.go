@@ -1,7 +1,6 @@
 package api_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -26,6 +25,7 @@ import (
 	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/lab/pki"
 	"lethe/location"
 	"lethe/private"
@@ -277,7 +277,7 @@ type service struct {
 	accounts *accounts
 	places   *places
 	limits   *limits
-	log      *lockedBuffer
+	log      *testkit.Log
 	logger   *event.Logger
 	srv      *http.Server
 	ca       *authority
@@ -287,7 +287,7 @@ type service struct {
 
 func newService(t testing.TB, change ...func(*http.Server)) *service {
 	t.Helper()
-	s := &service{accounts: newAccounts(), places: &places{d: directory(2)}, limits: &limits{}, log: &lockedBuffer{}, ca: newAuthority(t)}
+	s := &service{accounts: newAccounts(), places: &places{d: directory(2)}, limits: &limits{}, log: &testkit.Log{}, ca: newAuthority(t)}
 	s.logger = event.New(s.log)
 	h := api.NewApp(api.AppDeps{Accounts: s.accounts, Directory: s.places, Limiter: s.limits}, s.logger)
 	s.srv = api.Server(h, api.AppTLS(s.ca.server(t)), s.logger)
@@ -358,21 +358,4 @@ func (r reply) problem(t testing.TB, status int, kind string) api.Problem {
 		t.Errorf("content type %q", ct)
 	}
 	return p
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

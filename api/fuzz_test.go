@@ -14,6 +14,7 @@ import (
 	"lethe/api"
 	"lethe/day"
 	"lethe/event"
+	"lethe/internal/testkit"
 	"lethe/usage"
 )
 
@@ -32,7 +33,7 @@ func FuzzApp(f *testing.F) {
 	f.Add("BREW", "/v1/openapi.json", "", "Bearer good\x7f")
 	a := newAccounts()
 	a.users["ada@example.org"], a.tokens["good"] = "correct horse", "ada"
-	log := &lockedBuffer{}
+	log := &testkit.Log{}
 	slots, _ := newSlots(f)
 	h := api.NewApp(api.AppDeps{Accounts: a, Slots: slots, Directory: &places{d: directory(1)}, Limiter: &limits{}}, event.New(log))
 	f.Fuzz(func(t *testing.T, method, path, body, auth string) {

@@ -17,6 +17,7 @@ import (
 
 	"lethe/api"
 	"lethe/event"
+	"lethe/internal/testkit"
 )
 
 // rawRequest sends text over TLS and returns what comes back until the
@@ -155,7 +156,7 @@ func TestLimiter(t *testing.T) {
 var _ api.Limiter = (*limits)(nil)
 
 func TestWriter(t *testing.T) {
-	log := &lockedBuffer{}
+	log := &testkit.Log{}
 	serveOne := func(h http.HandlerFunc) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		api.Guard(h, nil, event.New(log)).ServeHTTP(w, httptest.NewRequest("GET", "/x", nil))

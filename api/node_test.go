@@ -21,6 +21,7 @@ import (
 	"lethe/day"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/usage"
 )
 
@@ -29,7 +30,7 @@ type node struct {
 	dir    string
 	places *places
 	sink   *sink
-	log    *lockedBuffer
+	log    *testkit.Log
 	ca     *authority
 	addr   string
 	client *http.Client
@@ -37,7 +38,7 @@ type node struct {
 
 func newNode(t testing.TB, change ...func(*http.Server)) *node {
 	t.Helper()
-	n := &node{dir: filepath.Join(t.TempDir(), "bundles"), places: &places{d: directory(2)}, sink: &sink{}, log: &lockedBuffer{}, ca: newAuthority(t)}
+	n := &node{dir: filepath.Join(t.TempDir(), "bundles"), places: &places{d: directory(2)}, sink: &sink{}, log: &testkit.Log{}, ca: newAuthority(t)}
 	log := event.New(n.log)
 	h := api.NewNode(api.NodeDeps{Directory: n.places, Usage: n.sink, Bundles: n.dir}, log)
 	srv := api.Server(h, api.NodeTLS(n.ca.server(t), n.ca.pool), log)

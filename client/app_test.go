@@ -28,6 +28,7 @@ import (
 	"lethe/client"
 	"lethe/day"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
@@ -487,7 +488,7 @@ func TestTerminal(t *testing.T) {
 		{"signup", accountPassword, "another", 2}, {"signup", accountPassword, accountPassword, 0}, {"login", accountPassword, "", 0},
 	} {
 		master, slave := openPTY(t)
-		var screen lockedBuffer
+		var screen testkit.Log
 		go func() {
 			b := make([]byte, 256)
 			for {

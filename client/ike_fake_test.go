@@ -6,13 +6,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"lethe/client"
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/protocol"
 )
@@ -98,12 +98,7 @@ func TestCharonMisbehaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	modeFile, program := filepath.Join(r.dir, "mode"), filepath.Join(r.dir, "fake")
-	// Written by another process: see ETXTBSY in execve(2).
-	cp := exec.Command("install", "-m", "755", "/dev/stdin", program)
-	cp.Stdin = strings.NewReader(fmt.Sprintf("#!/bin/sh\n%s=$(cat %s) GORACE=atexit_sleep_ms=0 exec %s\n", asCharon, modeFile, self))
-	if err := cp.Run(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Install(t, program, fmt.Sprintf("#!/bin/sh\n%s=$(cat %s) GORACE=atexit_sleep_ms=0 exec %s\n", asCharon, modeFile, self))
 	r.startHelper("--charon", program)
 	ask := func(mode string) {
 		t.Helper()

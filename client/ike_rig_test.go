@@ -20,6 +20,7 @@ import (
 	"lethe/event"
 	"lethe/fault"
 	"lethe/ikev2"
+	"lethe/internal/testkit"
 	"lethe/ledger"
 	"lethe/location"
 	"lethe/private"
@@ -160,7 +161,7 @@ func (r *rig) startIKE() *exec.Cmd {
 	}
 	cmd := exec.Command("ip", "netns", "exec", r.inet, self)
 	cmd.Env = append(os.Environ(), asServer+"="+r.dir, "GORACE=atexit_sleep_ms=0")
-	log := new(lockedBuffer)
+	log := new(testkit.Log)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)

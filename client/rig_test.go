@@ -23,7 +23,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -35,6 +34,7 @@ import (
 
 	"lethe/account"
 	"lethe/client"
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
@@ -394,7 +394,7 @@ func (r *rig) program(args ...string) *exec.Cmd {
 // startHelper starts the helper as a process and waits until it answers.
 func (r *rig) startHelper(extra ...string) {
 	r.t.Helper()
-	var log lockedBuffer
+	var log testkit.Log
 	cmd := r.program(append([]string{"helper"}, extra...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -419,23 +419,6 @@ func (r *rig) startHelper(extra ...string) {
 func (r *rig) killHelper() {
 	_ = r.helper.Process.Kill()
 	_ = r.helper.Wait()
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // call sends a request to the helper and fails the test on an error.

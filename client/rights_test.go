@@ -11,6 +11,7 @@ import (
 
 	"lethe/client"
 	"lethe/day"
+	"lethe/internal/testkit"
 )
 
 // age makes the app's copy of credential and licence as old as d.
@@ -77,7 +78,7 @@ func TestNewRights(t *testing.T) {
 	r.await(client.Blocked)
 	p.expect(6, learning+"error: still refused when the time was over: user name or password refused\nhint: .*`lethe connect` tries again.*\n", "", "connect", "--timeout", "700ms")
 	ctx, cancel := context.WithCancel(t.Context())
-	var said lockedBuffer
+	var said testkit.Log
 	interrupted := make(chan int, 1)
 	go func() {
 		interrupted <- client.Run(ctx, []string{"connect"}, strings.NewReader(""), &said, &said, func(k string) string { return p.env[k] })

@@ -21,6 +21,7 @@ import (
 	api "lethe/api/client"
 	"lethe/control"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/lab/pki"
 	"lethe/private"
 	"lethe/slot/slottest"
@@ -31,25 +32,8 @@ type running struct {
 	shell
 	addr string
 	pool *x509.CertPool
-	log  *lockedText
+	log  *testkit.Log
 	stop func() int // ends it and returns its exit code
-}
-
-type lockedText struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // settings writes a configuration with a certificate for 127.0.0.1 and returns
@@ -103,7 +87,7 @@ func (s shell) serve(slots string) *running {
 func (s shell) tryToServe(slots string) *running {
 	s.t.Helper()
 	path, addr, pool := settings(s.t, slots)
-	r := &running{shell: s, addr: addr, pool: pool, log: &lockedText{}}
+	r := &running{shell: s, addr: addr, pool: pool, log: &testkit.Log{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	var code int

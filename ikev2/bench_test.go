@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
 	"lethe/session"
 	"lethe/vici"
 )
@@ -31,7 +32,7 @@ func bare(tb testing.TB, c *customer) *exec.Cmd {
 		fmt.Sprintf("ip link add bv type veth peer name eth1 netns %d", c.holder.Process.Pid), fmt.Sprintf("ip link set bv netns %d", pid),
 		on + fmt.Sprintf("ip addr add 10.98.%d.1/24 dev bv", c.n), on + "ip link set bv up", on + "ip link set lo up",
 	} {
-		must(tb, command(line))
+		must(tb, testkit.Command(line))
 	}
 	must(tb, c.run(fmt.Sprintf("ip addr add 10.98.%d.2/24 dev eth1", c.n)))
 	must(tb, c.run("ip link set eth1 up"))
@@ -48,10 +49,10 @@ func bare(tb testing.TB, c *customer) *exec.Cmd {
 	tb.Cleanup(func() { _ = charon.Process.Kill(); _ = charon.Wait() })
 	var v *vici.Conn
 	var err error
-	eventually(tb, 10*time.Second, func() bool { v, err = vici.Dial(tb.Context(), dir+"/vici"); return err == nil }, func() string { return fmt.Sprint(err) })
+	testkit.Eventually(tb, 10*time.Second, func() bool { v, err = vici.Dial(tb.Context(), dir+"/vici"); return err == nil }, func() string { return fmt.Sprint(err) })
 	tb.Cleanup(v.Close)
-	must(tb, command(on+"ip addr add 10.200.0.1/16 dev ipsec0"))
-	must(tb, command(on+"ip -6 addr add fd00:200::1/64 dev ipsec0 nodad"))
+	must(tb, testkit.Command(on+"ip addr add 10.200.0.1/16 dev ipsec0"))
+	must(tb, testkit.Command(on+"ip -6 addr add fd00:200::1/64 dev ipsec0 nodad"))
 	key, _ := pem.Decode([]byte(credentials().Key))
 	cert, _ := pem.Decode([]byte(credentials().Cert))
 	side := new(vici.Message)

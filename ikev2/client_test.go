@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"lethe/ikev2"
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/private"
 	"lethe/protocol"
@@ -138,8 +139,8 @@ func TestClientDevice(t *testing.T) {
 	if got := ikev2.ClientDevice(false); got != "ipsec0" {
 		t.Errorf("got %s", got)
 	}
-	must(t, command("ip link add ipsec0 type veth peer name ipsec0p"))
-	defer func() { must(t, command("ip link del ipsec0")) }()
+	must(t, testkit.Command("ip link add ipsec0 type veth peer name ipsec0p"))
+	defer func() { must(t, testkit.Command("ip link del ipsec0")) }()
 	if got := ikev2.ClientDevice(false); got != "ipsec1" {
 		t.Errorf("beside ipsec0: got %s", got)
 	}
@@ -148,7 +149,7 @@ func TestClientDevice(t *testing.T) {
 		t.Errorf("an XFRM interface: %v", err)
 	}
 	must(t, ikev2.CloseClientDevice())
-	if command("ip link show "+name) == nil {
+	if testkit.Command("ip link show "+name) == nil {
 		t.Errorf("%s is left", name)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
 	"lethe/session"
 )
 
@@ -75,14 +76,10 @@ func speak(c net.Conn, mode string) {
 // fake returns a program that says it is charon and is not.
 func fake(t *testing.T, dir, mode string) string {
 	t.Helper()
-	must(t, command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
+	must(t, testkit.Command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
 	script := fmt.Sprintf("#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin %s=fake-%s exec %s/self\n", nested, mode, dir)
 	path := filepath.Join(dir, "charon-systemd")
-	// Written by another process: a descriptor of ours could be inherited by a child that is being
-	// started at this moment, and the kernel runs no file that is open for writing.
-	cp := exec.Command("install", "-m", "755", "/dev/stdin", path)
-	cp.Stdin = strings.NewReader(script)
-	must(t, cp.Run())
+	testkit.Install(t, path, script)
 	return path
 }
 
@@ -108,7 +105,7 @@ func TestMisbehaving(t *testing.T) {
 				s.core.await(t, "resume", 3, 5*time.Second) // the order is not lost with the connection
 				return
 			}
-			eventually(t, 15*time.Second, func() bool { return strings.Contains(s.log.String(), want) }, s.log.String)
+			testkit.Eventually(t, 15*time.Second, func() bool { return strings.Contains(s.log.String(), want) }, s.log.String)
 			if strings.HasPrefix(mode, "refuse-load-c") || s.core.Count() != 0 {
 				return
 			}

@@ -18,6 +18,7 @@ import (
 
 	"lethe/fault"
 	"lethe/ikev2"
+	"lethe/internal/testkit"
 	"lethe/private"
 	"lethe/protocol"
 	"lethe/session"
@@ -65,7 +66,7 @@ func TestLife(t *testing.T) {
 // secrets.
 func hunt(t *testing.T, s *server, mark string) {
 	t.Helper()
-	pids := servers(here())
+	pids := testkit.Processes(commandLine)
 	if len(pids) != 1 {
 		t.Fatalf("%d processes, want 1", len(pids))
 	}
@@ -140,7 +141,7 @@ func TestProposals(t *testing.T) {
 		}
 		c.ping(t)
 		c.call(t, "rekey", new(vici.Message).Set("child", "net"))
-		eventually(t, 5*time.Second, func() bool { return strings.Count(c.log(), "CHILD_SA net{") >= 3*i+2 }, c.log)
+		testkit.Eventually(t, 5*time.Second, func() bool { return strings.Count(c.log(), "CHILD_SA net{") >= 3*i+2 }, c.log)
 		c.ping(t)
 		c.leave(t)
 		s.core.await(t, "end", i+1, 2*time.Second)
@@ -158,7 +159,7 @@ func TestRekey(t *testing.T) {
 	before := c.sa(t)
 	c.call(t, "rekey", new(vici.Message).Set("child", "net"))
 	c.call(t, "rekey", new(vici.Message).Set("ike", "lethe"))
-	eventually(t, 5*time.Second, func() bool { return c.sa(t) != before }, c.log)
+	testkit.Eventually(t, 5*time.Second, func() bool { return c.sa(t) != before }, c.log)
 	c.ping(t)
 	charon, err := s.talk(t.Context())
 	must(t, err)
@@ -168,7 +169,7 @@ func TestRekey(t *testing.T) {
 		_, err := charon.Call(t.Context(), "rekey", new(vici.Message).Set(what, "lethe"))
 		must(t, err)
 		if what == "ike" {
-			eventually(t, 5*time.Second, func() bool { return c.sa(t) != before }, c.log)
+			testkit.Eventually(t, 5*time.Second, func() bool { return c.sa(t) != before }, c.log)
 		}
 		if c.ping(t); t.Failed() {
 			t.Fatalf("rekeying %d, %s", i, what)
@@ -180,7 +181,7 @@ func TestRekey(t *testing.T) {
 	// The operator still finds it.
 	s.Kill(ref)
 	s.core.await(t, "end", 1, time.Second)
-	eventually(t, 2*time.Second, func() bool { return c.says("received DELETE for IKE_SA") }, c.log)
+	testkit.Eventually(t, 2*time.Second, func() bool { return c.says("received DELETE for IKE_SA") }, c.log)
 	if records := s.core.ledger.Freeze().Records; len(records) != 1 || !grant.V4.IsValid() {
 		t.Errorf("records %+v", records)
 	}
@@ -193,7 +194,7 @@ func TestRoam(t *testing.T) {
 	c.up(t)
 	for _, step := range [][2]int{{2, 7}, {7, 2}} {
 		c.roam(t, step[0], step[1])
-		eventually(t, 8*time.Second, func() bool {
+		testkit.Eventually(t, 8*time.Second, func() bool {
 			return c.run("ping -q -c 1 -W 1 "+session.SubnetsOf(daemonID).V4.Addr().Next().String()) == nil
 		}, c.log)
 	}
@@ -214,7 +215,7 @@ func TestEnds(t *testing.T) {
 		{"customer leaves", func(c *customer, _ session.Ref) { c.leave(t) }, time.Second, ""},
 		{"customer killed", func(c *customer, _ session.Ref) { c.kill() }, 10 * time.Second, ""},
 		{"operator", func(_ *customer, ref session.Ref) { s.Kill(ref) }, time.Second, "received DELETE for IKE_SA"},
-		{"line cut", func(c *customer, _ session.Ref) { must(t, command(fmt.Sprintf("ip link del sv%d", c.n))) }, 10 * time.Second, ""},
+		{"line cut", func(c *customer, _ session.Ref) { must(t, testkit.Command(fmt.Sprintf("ip link del sv%d", c.n))) }, 10 * time.Second, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCustomer(t)
@@ -226,7 +227,7 @@ func TestEnds(t *testing.T) {
 			s.core.await(t, "end", i+1, tt.limit)
 			t.Logf("ended after %s", time.Since(began).Round(time.Millisecond))
 			if tt.says != "" {
-				eventually(t, 2*time.Second, func() bool { return c.says(tt.says) }, c.log)
+				testkit.Eventually(t, 2*time.Second, func() bool { return c.says(tt.says) }, c.log)
 			}
 		})
 	}
@@ -274,7 +275,7 @@ func TestAbandoned(t *testing.T) {
 	s.door.abandon.Store(true)
 	_ = c.connect(t, "user", password, modern)
 	// The client is told once, and ignores that when it does not know yet that it is in.
-	eventually(t, 5*time.Second, func() bool { return s.sas(t) == 0 }, c.log)
+	testkit.Eventually(t, 5*time.Second, func() bool { return s.sas(t) == 0 }, c.log)
 	if s.core.Count() != 0 {
 		t.Error("a session out of nothing")
 	}
@@ -333,7 +334,7 @@ func TestAgentRestart(t *testing.T) {
 	c.up(t)
 	gone.up(t)
 	s.core.await(t, "established", 2, time.Second)
-	before := servers(here())
+	before := testkit.Processes(commandLine)
 	pinging := exec.Command("nsenter", "-n", "-t", fmt.Sprint(c.holder.Process.Pid), "ping", "-q", "-i", "0.05", "-c", "100", "-W", "2",
 		session.SubnetsOf(daemonID).V4.Addr().Next().String())
 	var out bytes.Buffer
@@ -352,7 +353,7 @@ func TestAgentRestart(t *testing.T) {
 	}
 	number := c.sa(t)
 	c.call(t, "rekey", new(vici.Message).Set("ike", "lethe"))
-	eventually(t, 5*time.Second, func() bool { return c.sa(t) != number }, c.log)
+	testkit.Eventually(t, 5*time.Second, func() bool { return c.sa(t) != number }, c.log)
 	a := startAgent(t, cfg.RuntimeDir, f)
 	a.await(t, "resume 1")
 	late := newCustomer(t)
@@ -371,7 +372,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := pinging.Wait(); err != nil || !strings.Contains(out.String(), " 0% packet loss") {
 		t.Errorf("ping through the tunnel: %v: %s", err, out.String())
 	}
-	if after := servers(here()); fmt.Sprint(after) != fmt.Sprint(before) {
+	if after := testkit.Processes(commandLine); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("processes %v became %v", before, after)
 	}
 	if !strings.Contains(s.log.String(), "adopted part=ikev2 index=3") {
@@ -391,11 +392,11 @@ func TestProcessKilled(t *testing.T) {
 	c.up(t)
 	s.core.await(t, "established", 1, time.Second)
 	killed := time.Now()
-	for _, pid := range servers(here()) {
+	for _, pid := range testkit.Processes(commandLine) {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
-	eventually(t, time.Second, func() bool { return s.core.Count() == 0 }, func() string { return "the session did not end with charon" })
-	eventually(t, 5*time.Second, func() bool { return s.core.count("resume") == 2 && s.serves() }, s.log.String)
+	testkit.Eventually(t, time.Second, func() bool { return s.core.Count() == 0 }, func() string { return "the session did not end with charon" })
+	testkit.Eventually(t, 5*time.Second, func() bool { return s.core.count("resume") == 2 && s.serves() }, s.log.String)
 	t.Logf("charon back after %s", time.Since(killed).Round(time.Millisecond))
 	other := newCustomer(t)
 	other.up(t)
@@ -441,10 +442,10 @@ func TestSilence(t *testing.T) {
 	s.core.await(t, "established", 1, time.Second)
 	was := c.sa(t)
 	c.call(t, "rekey", new(vici.Message).Set("ike", "lethe"))
-	eventually(t, 5*time.Second, func() bool { now := c.sa(t); return now != "" && now != was }, c.log) // or the child is nobody's for a moment
+	testkit.Eventually(t, 5*time.Second, func() bool { now := c.sa(t); return now != "" && now != was }, c.log) // or the child is nobody's for a moment
 	c.call(t, "rekey", new(vici.Message).Set("child", "net"))
 	c.roam(t, 2, 9)
-	eventually(t, 8*time.Second, func() bool {
+	testkit.Eventually(t, 8*time.Second, func() bool {
 		return c.run("ping -q -c 1 -W 1 "+session.SubnetsOf(daemonID).V4.Addr().Next().String()) == nil
 	}, c.log)
 	ref, _, _ := s.core.latest()
@@ -469,7 +470,7 @@ func TestSilence(t *testing.T) {
 	if err := c.connect(t, "eve", password, modern); err == nil {
 		t.Error("somebody got in without a database")
 	}
-	pids := servers(here())
+	pids := testkit.Processes(commandLine)
 	if st := s.Stats(); st.Lines != 0 || st.Clients != 1 {
 		t.Errorf("got %+v, want no line and 1 client", st)
 	}
@@ -484,6 +485,6 @@ func TestSilence(t *testing.T) {
 		t.Errorf("%d bytes in the system log", n)
 	}
 	// The ears work.
-	must(t, command("logger -t lethe-test heard"))
-	eventually(t, time.Second, func() bool { return logged.Load() > before }, func() string { return "the system log is not heard" })
+	must(t, testkit.Command("logger -t lethe-test heard"))
+	testkit.Eventually(t, time.Second, func() bool { return logged.Load() > before }, func() string { return "the system log is not heard" })
 }

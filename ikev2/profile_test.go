@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/private"
 	"lethe/profile"
@@ -28,7 +29,7 @@ func TestSwanctl(t *testing.T) {
 	must(t, os.WriteFile(c.dir+"/x509ca/ca.pem", p.CA, 0o600))
 	must(t, os.WriteFile(c.dir+"/swanctl.conf", []byte(text), 0o600))
 	for _, what := range []string{"--load-creds", "--load-conns"} {
-		must(t, command("env SWANCTL_DIR="+c.dir+" swanctl "+what+" --file "+c.dir+"/swanctl.conf --uri unix://"+c.dir+"/vici"))
+		must(t, testkit.Command("env SWANCTL_DIR="+c.dir+" swanctl "+what+" --file "+c.dir+"/swanctl.conf --uri unix://"+c.dir+"/vici"))
 	}
 	if _, err := c.vici.Call(t.Context(), "initiate", new(vici.Message).Set("child", serverName).Set("timeout", "8000")); err != nil {
 		t.Fatalf("%v: %s", err, c.log())

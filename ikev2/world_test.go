@@ -1,7 +1,6 @@
 package ikev2_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -28,6 +27,7 @@ import (
 	"lethe/event"
 	"lethe/fault"
 	"lethe/ikev2"
+	"lethe/internal/testkit"
 	"lethe/ledger"
 	"lethe/location"
 	"lethe/private"
@@ -66,28 +66,12 @@ func TestMain(m *testing.M) {
 	case os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), nested+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Start()
-	if err == nil {
-		here, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
-		err = cmd.Wait()
-		reap(here) // what a test that panicked left
-	}
-	if err != nil {
-		if cmd.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, "namespaces for the tests:", err)
-		}
-		os.Exit(1)
-	}
-	os.Exit(0)
+	os.Exit(testkit.InNamespaces(nested, commandLine))
 }
 
 // furnish makes the namespaces what the tests want.
 func furnish() error {
-	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+	if err := testkit.OwnMounts(); err != nil {
 		return err
 	}
 	script := `set -e
@@ -139,23 +123,6 @@ func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {
 		tb.Fatal(err)
-	}
-}
-
-func command(line string) error {
-	f := strings.Fields(line)
-	if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", line, err, out)
-	}
-	return nil
-}
-
-func eventually(tb testing.TB, limit time.Duration, ok func() bool, otherwise func() string) {
-	tb.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			tb.Fatalf("after %s: %s", limit, otherwise())
-		}
 	}
 }
 
@@ -272,7 +239,7 @@ func (c *core) count(what string) (n int) {
 
 func (c *core) await(tb testing.TB, what string, n int, limit time.Duration) {
 	tb.Helper()
-	eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
+	testkit.Eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return fmt.Sprintf("want %d × %q, got %q", n, what, c.journal)
@@ -301,49 +268,8 @@ func newCore(tb testing.TB, f *os.File, kill func(session.Ref)) *core {
 	return c
 }
 
-// journal is what a server logs.
-type journal struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
-func here() string {
-	ns, _ := os.Readlink("/proc/self/ns/net")
-	return ns
-}
-
-// servers returns the charons in a network namespace.
-func servers(here string) (pids []int) {
-	list, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range list {
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-		b, _ := os.ReadFile(f)
-		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if ns == here && string(b) == "/usr/sbin/charon-systemd\x00" {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// reap ends the processes that a failed test left.
-func reap(here string) {
-	for _, pid := range servers(here) {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-}
+// commandLine is that of the servers' charons (proc_pid_cmdline(5)).
+const commandLine = "/usr/sbin/charon-systemd\x00"
 
 func runtimeDir(tb testing.TB) string {
 	tb.Helper()
@@ -353,7 +279,7 @@ func runtimeDir(tb testing.TB) string {
 	dir, err := os.MkdirTemp("", "lethe-ike-")
 	must(tb, err)
 	must(tb, os.Chmod(dir, 0o711))
-	tb.Cleanup(func() { reap(here()); _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { testkit.Reap(commandLine); _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -385,7 +311,7 @@ type server struct {
 	*ikev2.Server
 	core *core
 	cfg  ikev2.Config
-	log  *journal
+	log  *testkit.Log
 	door *door
 	stop func() // ends it and waits; may be called again
 }
@@ -409,7 +335,7 @@ func start(tb testing.TB, cfg ikev2.Config, f *os.File) *server {
 	tb.Helper()
 	s := launch(tb, cfg, f)
 	s.core.await(tb, "resume", 1, 10*time.Second)
-	eventually(tb, 5*time.Second, s.serves, s.log.String)
+	testkit.Eventually(tb, 5*time.Second, s.serves, s.log.String)
 	return s
 }
 
@@ -443,7 +369,7 @@ func (s *server) serves() (ok bool) {
 
 func launch(tb testing.TB, cfg ikev2.Config, f *os.File) *server {
 	tb.Helper()
-	s := &server{cfg: cfg, log: new(journal)}
+	s := &server{cfg: cfg, log: new(testkit.Log)}
 	s.core = newCore(tb, f, func(r session.Ref) { s.Kill(r) })
 	log := event.New(s.log)
 	var err error
@@ -490,7 +416,7 @@ type customer struct {
 var customers atomic.Int64
 
 func (c *customer) run(line string) error {
-	return command(fmt.Sprintf("nsenter -n -t %d ", c.holder.Process.Pid) + line)
+	return testkit.Command(fmt.Sprintf("nsenter -n -t %d ", c.holder.Process.Pid) + line)
 }
 
 // newCustomer makes a customer's machine. Its addresses are 10.99.N.2 and fd99:N::2.
@@ -508,7 +434,7 @@ func newCustomer(tb testing.TB) *customer {
 		fmt.Sprintf("ip -6 addr add fd99:%x::1/64 dev sv%d nodad", n, n),
 		fmt.Sprintf("ip link set sv%d up", n),
 	} {
-		must(tb, command(line))
+		must(tb, testkit.Command(line))
 	}
 	for _, line := range []string{
 		"ip link set lo up", fmt.Sprintf("ip addr add 10.99.%d.2/24 dev eth0", n), fmt.Sprintf("ip -6 addr add fd99:%x::2/64 dev eth0 nodad", n),
@@ -562,7 +488,7 @@ func (c *customer) boot(tb testing.TB) {
 	must(tb, c.charon.Start())
 	tb.Cleanup(c.kill)
 	var err error
-	eventually(tb, 10*time.Second, func() bool {
+	testkit.Eventually(tb, 10*time.Second, func() bool {
 		c.vici, err = vici.Dial(tb.Context(), c.dir+"/vici")
 		return err == nil
 	}, func() string { return fmt.Sprint("customer's charon: ", err) })

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
 	"lethe/openvpn"
 	"lethe/protocol"
 )
@@ -37,7 +38,7 @@ func bare(tb testing.TB, p protocol.ID, port int, script string) {
 	must(tb, cmd.Start())
 	tb.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	in := openvpn.Instance{Protocol: p, Port: uint16(port)}
-	eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "bare openvpn does not listen" })
+	testkit.Eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "bare openvpn does not listen" })
 }
 
 // ownPort gives a client a port that no client before it had. A server, bare or ours, that still

@@ -7,13 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"lethe/event"
+	"lethe/internal/testkit"
 	"lethe/openvpn"
 	"lethe/protocol"
 	"lethe/session"
@@ -103,14 +103,10 @@ func dawdle(c net.Conn) {
 // fake returns a program that says it is openvpn and is not.
 func fake(t *testing.T, dir, mode string) string {
 	t.Helper()
-	must(t, command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
+	must(t, testkit.Command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
 	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && exec openvpn --version\n%s=fake-%s exec %s/self\n", nested, mode, dir)
 	path := filepath.Join(dir, "openvpn")
-	// Written by another process: a descriptor of ours could be inherited by a child that is
-	// being started at this moment, and the kernel runs no file that is open for writing.
-	cp := exec.Command("install", "-m", "755", "/dev/stdin", path)
-	cp.Stdin = strings.NewReader(script)
-	must(t, cp.Run())
+	testkit.Install(t, path, script)
 	return path
 }
 
@@ -137,7 +133,7 @@ func TestMisbehaving(t *testing.T) {
 			cfg.Binary, cfg.FirstDaemon = fake(t, dir, tt.mode), uint8(10+i)
 			cfg.Transports = cfg.Transports[:1]
 			s := start(t, cfg, newCore())
-			eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.journal) })
+			testkit.Eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.journal) })
 			s.Kill(session.Ref{Daemon: cfg.FirstDaemon, Client: 1})
 		})
 	}
@@ -149,9 +145,9 @@ func TestNotStartable(t *testing.T) {
 	dir := runtimeDir(t)
 	cfg := config(dir)
 	cfg.FirstDaemon = 20
-	must(t, command("ip link add lethe20 type veth peer name lethe20p")) // no tunnel device can have that name
+	must(t, testkit.Command("ip link add lethe20 type veth peer name lethe20p")) // no tunnel device can have that name
 	s := start(t, func() openvpn.Config { c := cfg; c.Binary = "/usr/sbin/../sbin/openvpn"; return c }(), newCore())
-	eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
+	testkit.Eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
 	s.stop()
 
 	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
@@ -167,11 +163,11 @@ func TestNotStartable(t *testing.T) {
 	cfg.Transports = []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Alone: udpPort, Port: udpPort, Processes: 1}}
 	busy := filepath.Join(dir, "openvpn30")
 	must(t, os.Mkdir(busy, 0o700))
-	must(t, command("mount -t tmpfs lethe-ov "+busy))
-	defer func() { must(t, command("umount "+busy)) }()
+	must(t, testkit.Command("mount -t tmpfs lethe-ov "+busy))
+	defer func() { must(t, testkit.Command("umount "+busy)) }()
 	cfg.Binary = "/usr/sbin/../sbin/openvpn"
 	s = start(t, cfg, newCore())
-	eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
+	testkit.Eventually(t, 5*time.Second, func() bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }, s.log.String)
 	s.stop()
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"lethe/event"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/openvpn"
 	"lethe/protocol"
 	"lethe/session"
@@ -71,7 +72,7 @@ func TestLife(t *testing.T) {
 // hunt searches argv, environment and files of the server's processes for a text.
 func hunt(t *testing.T, s *server, mark string) {
 	t.Helper()
-	pids := servers(here())
+	pids := testkit.Processes(commandLine)
 	if len(pids) != 2 {
 		t.Errorf("%d processes, want 2", len(pids))
 	}
@@ -202,7 +203,7 @@ func TestEnds(t *testing.T) {
 		{"client killed TCP", protocol.OpenVPNTCP, func(c *customer, _ session.Ref) { c.signal(syscall.SIGKILL) }, 2 * time.Second, ""},
 		{"operator", protocol.OpenVPNUDP, func(_ *customer, ref session.Ref) { s.Kill(ref) }, 500 * time.Millisecond, "Halt command was pushed"},
 		{"operator TCP", protocol.OpenVPNTCP, func(_ *customer, ref session.Ref) { s.Kill(ref) }, 500 * time.Millisecond, "Halt command was pushed"},
-		{"dead peer", protocol.OpenVPNUDP, func(*customer, session.Ref) { must(t, command("ip link set ov0 down")) }, 9 * time.Second, ""},
+		{"dead peer", protocol.OpenVPNUDP, func(*customer, session.Ref) { must(t, testkit.Command("ip link set ov0 down")) }, 9 * time.Second, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := connect(t, tt.p, "user", password)
@@ -218,8 +219,8 @@ func TestEnds(t *testing.T) {
 			c.signal(syscall.SIGKILL)
 		})
 	}
-	must(t, command("ip link set ov0 up"))
-	must(t, command("ip -6 addr replace "+outer6+"/64 dev ov0 nodad")) // lost with the link
+	must(t, testkit.Command("ip link set ov0 up"))
+	must(t, testkit.Command("ip -6 addr replace "+outer6+"/64 dev ov0 nodad")) // lost with the link
 	s.Kill(session.Ref{Daemon: 0, Client: 12345})
 	s.Kill(session.Ref{Daemon: 77})
 }
@@ -308,7 +309,7 @@ func TestAgentRestart(t *testing.T) {
 	c.await(t, up, 20*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	ref, grant := s.core.only(t)
-	before := servers(here())
+	before := testkit.Processes(commandLine)
 
 	// The connection breaks, the agent stays.
 	openvpn.Hangup(s.Server)
@@ -342,7 +343,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := pinging.Wait(); err != nil || !strings.Contains(out.String(), " 0% packet loss") {
 		t.Errorf("ping through the tunnel: %v: %s", err, out.String())
 	}
-	if after := servers(here()); fmt.Sprint(after) != fmt.Sprint(before) {
+	if after := testkit.Processes(commandLine); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("processes %v became %v", before, after)
 	}
 	if !strings.Contains(s.log.String(), "adopted part=openvpn index=0") {
@@ -406,7 +407,7 @@ func TestProcessKilled(t *testing.T) {
 	c.await(t, up, 20*time.Second)
 	s.core.await(t, "established", 1, time.Second)
 	killed := time.Now()
-	for _, pid := range servers(here()) {
+	for _, pid := range testkit.Processes(commandLine) {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
 	s.core.await(t, "end", 1, time.Second)

@@ -2,7 +2,6 @@ package openvpn_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -27,6 +26,7 @@ import (
 
 	"lethe/event"
 	"lethe/fault"
+	"lethe/internal/testkit"
 	"lethe/location"
 	"lethe/openvpn"
 	"lethe/private"
@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 		os.Exit(agentMain())
 	case os.Getenv(nested) != "":
 		// Mounts of the tests stay with them.
-		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		if err := testkit.OwnMounts(); err != nil {
 			fmt.Fprintln(os.Stderr, "mount namespace for the tests:", err)
 			os.Exit(1)
 		}
@@ -57,24 +57,7 @@ func TestMain(m *testing.M) {
 	case os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), nested+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Start()
-	if err == nil {
-		here, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
-		err = cmd.Wait()
-		reap(here) // what a test that panicked left
-	}
-	if err != nil {
-		if cmd.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, "network namespace for the tests:", err)
-			os.Exit(1)
-		}
-		os.Exit(cmd.ProcessState.ExitCode())
-	}
-	os.Exit(0)
+	os.Exit(testkit.InNamespaces(nested, commandLine))
 }
 
 const (
@@ -112,7 +95,7 @@ func namespace(tb testing.TB) string {
 			"nsenter -n -t " + pid + " ip link set lo up", "nsenter -n -t " + pid + " ip addr add 10.99.0.2/24 dev ov1",
 			"nsenter -n -t " + pid + " ip -6 addr add fd99::2/64 dev ov1 nodad", "nsenter -n -t " + pid + " ip link set ov1 up",
 		} {
-			if err := command(line); err != nil {
+			if err := testkit.Command(line); err != nil {
 				customers.err = err
 				return
 			}
@@ -122,14 +105,6 @@ func namespace(tb testing.TB) string {
 		tb.Fatal(customers.err)
 	}
 	return strconv.Itoa(customers.pid)
-}
-
-func command(line string) error {
-	f := strings.Fields(line)
-	if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", line, err, out)
-	}
-	return nil
 }
 
 // credentials are a server's, made once.
@@ -316,20 +291,11 @@ func (c *core) count(what string) (n int) {
 // await waits until the journal holds n entries that begin with what.
 func (c *core) await(tb testing.TB, what string, n int, limit time.Duration) {
 	tb.Helper()
-	eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
+	testkit.Eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return fmt.Sprintf("want %d × %q, got %q", n, what, c.journal)
 	})
-}
-
-func eventually(tb testing.TB, limit time.Duration, ok func() bool, otherwise func() string) {
-	tb.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			tb.Fatalf("after %s: %s", limit, otherwise())
-		}
-	}
 }
 
 // server is a running openvpn.Server.
@@ -337,55 +303,13 @@ type server struct {
 	*openvpn.Server
 	core *core
 	cfg  openvpn.Config
-	log  *journal
+	log  *testkit.Log
 	stop func() // ends Run and waits; may be called again
 }
 
-// journal is what a server logs.
-type journal struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
-// here names the network namespace of the tests.
-func here() string {
-	ns, _ := os.Readlink("/proc/self/ns/net")
-	return ns
-}
-
-// servers returns the servers' processes in a network namespace. Asking their management
-// sockets would disturb them: OpenVPN serves one connection at a time.
-func servers(here string) (pids []int) {
-	list, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range list {
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-		b, _ := os.ReadFile(f)
-		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if ns == here && string(b) == "/usr/sbin/openvpn\x00--config\x00stdin\x00" {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// reap ends the processes that a failed test left.
-func reap(here string) {
-	for _, pid := range servers(here) {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-}
+// commandLine is that of the servers' processes (proc_pid_cmdline(5)). Asking their management sockets
+// who they are would disturb them: OpenVPN serves one connection at a time.
+const commandLine = "/usr/sbin/openvpn\x00--config\x00stdin\x00"
 
 func runtimeDir(tb testing.TB) string {
 	tb.Helper()
@@ -396,7 +320,7 @@ func runtimeDir(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { reap(here()); _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { testkit.Reap(commandLine); _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -415,7 +339,7 @@ func config(dir string) openvpn.Config {
 func start(tb testing.TB, cfg openvpn.Config, c *core) *server {
 	tb.Helper()
 	namespace(tb)
-	s := &server{core: c, cfg: cfg, log: new(journal)}
+	s := &server{core: c, cfg: cfg, log: new(testkit.Log)}
 	var err error
 	if s.Server, err = openvpn.New(cfg, c, event.New(s.log)); err != nil {
 		tb.Fatal(err)
@@ -434,7 +358,7 @@ func start(tb testing.TB, cfg openvpn.Config, c *core) *server {
 		if cfg.Binary != "" {
 			break // not a real one
 		}
-		eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "no listener: " + s.log.String() })
+		testkit.Eventually(tb, 10*time.Second, func() bool { return bound(in) }, func() string { return "no listener: " + s.log.String() })
 	}
 	return s
 }
@@ -550,7 +474,7 @@ func (c *customer) text() string {
 
 func (c *customer) await(tb testing.TB, what string, limit time.Duration) time.Duration {
 	tb.Helper()
-	eventually(tb, limit, func() bool { return c.says(what) }, func() string { return "client does not say " + what + ":\n" + c.text() })
+	testkit.Eventually(tb, limit, func() bool { return c.says(what) }, func() string { return "client does not say " + what + ":\n" + c.text() })
 	return time.Since(c.begun)
 }
 
@@ -559,5 +483,5 @@ const up = "Initialization Sequence Completed"
 // ping sends packets through the tunnel.
 func (c *customer) ping(tb testing.TB, to netip.Addr) error {
 	tb.Helper()
-	return command("nsenter -n -t " + namespace(tb) + " ping -q -i 0.05 -c 3 -W 2 -I " + c.dev + " " + to.String())
+	return testkit.Command("nsenter -n -t " + namespace(tb) + " ping -q -i 0.05 -c 3 -W 2 -I " + c.dev + " " + to.String())
 }

@@ -10,12 +10,12 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"lethe/authdb"
 	"lethe/day"
 	"lethe/event"
+	"lethe/internal/testkit"
 	"lethe/private"
 	"lethe/protocol"
 	"lethe/radius"
@@ -30,20 +30,16 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(nested) == "serve":
 		os.Exit(serveMain())
-	case os.Getenv(nested) != "" || os.Geteuid() != 0:
+	case os.Getenv(nested) != "":
+		if err := testkit.Command("ip link set lo up"); err != nil {
+			fmt.Fprintln(os.Stderr, "namespaces for the tests:", err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	case os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `ip link set lo up && exec "$0" "$@"`, self()}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), nested+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		if cmd.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, "network namespace for the tests:", err)
-		}
-		os.Exit(1)
-	}
-	os.Exit(0)
+	os.Exit(testkit.InNamespaces(nested, ""))
 }
 
 // self is the test binary. The name holds also where /proc/self is somebody else.

@@ -21,6 +21,7 @@ import (
 
 	"lethe/daemon"
 	"lethe/event"
+	"lethe/internal/testkit"
 	"lethe/resolver"
 )
 
@@ -194,13 +195,13 @@ func (w *world) config() resolver.Config {
 // agent is a running [resolver.Server].
 type agent struct {
 	*resolver.Server
-	log  *syncBuffer
+	log  *testkit.Log
 	stop func() error
 }
 
 func (w *world) run(cfg resolver.Config) *agent {
 	w.t.Helper()
-	a := &agent{log: &syncBuffer{}}
+	a := &agent{log: &testkit.Log{}}
 	var err error
 	if a.Server, err = resolver.New(cfg, event.New(a.log)); err != nil {
 		w.t.Fatal(err)
@@ -211,23 +212,6 @@ func (w *world) run(cfg resolver.Config) *agent {
 	a.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	w.t.Cleanup(func() { _ = a.stop() })
 	return a
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // ask asks the resolver from an address.
