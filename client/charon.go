@@ -95,7 +95,7 @@ func reach(ctx context.Context, socket string, pid int, ended <-chan struct{}) (
 	for {
 		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 		if err == nil {
-			if peer, err := peerOf(conn); err != nil || int(peer.Pid) != pid {
+			if peer, err := daemon.Peer(conn); err != nil || int(peer.Pid) != pid {
 				conn.Close()
 				return nil, fault.Wrap(fault.Internal, "tunnel: a stranger on charon's control socket", err)
 			}

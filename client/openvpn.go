@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"lethe/daemon"
 	"lethe/fault"
 	"lethe/openvpn"
 )
@@ -105,7 +106,7 @@ func (t openVPN) known(answered, isUp <-chan struct{}) bool {
 
 // talk answers the management interface until OpenVPN leaves it.
 func (t openVPN) talk(ctx context.Context, conn *net.UnixConn, pid int, up func(*face), ended <-chan struct{}) error {
-	if peer, err := peerOf(conn); err != nil || int(peer.Pid) != pid {
+	if peer, err := daemon.Peer(conn); err != nil || int(peer.Pid) != pid {
 		return fault.Wrap(fault.Internal, "tunnel: a stranger on the management socket", err)
 	}
 	answered, isUp, told := make(chan struct{}), make(chan struct{}), false

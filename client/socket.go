@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lethe/daemon"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/notify"
@@ -100,7 +101,7 @@ const patience = 5 * time.Second
 
 // answer serves one connection: one request, one or more replies.
 func (h *Helper) answer(ctx context.Context, conn *net.UnixConn, group int) {
-	peer, err := peerOf(conn)
+	peer, err := daemon.Peer(conn)
 	if err != nil || !allowed(peer, group) {
 		send(conn, nil, fault.New(fault.Denied, "you may not use the helper").WithHint("join its group, or be root"))
 		return

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -124,16 +123,4 @@ func spawn(cmd *exec.Cmd, last func()) (<-chan struct{}, error) {
 		last()
 	}()
 	return ended, <-started
-}
-
-// peerOf returns who is at the other end of a Unix socket (SO_PEERCRED in unix(7)).
-func peerOf(conn *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil {
-		return nil, e
-	}
-	return cred, err
 }

@@ -1,5 +1,6 @@
 // Package daemon starts, adopts and watches the servers that an agent drives:
-// OpenVPN and unbound.
+// OpenVPN, charon and unbound. [Keep] keeps one running; a [Supervisor] also talks
+// to it.
 //
 // Three things set it apart from os/exec. A child outlives the agent: it has a
 // session of its own, and nothing of it is tied to the agent's life, so that live

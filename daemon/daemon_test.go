@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lethe/daemon"
+	"lethe/internal/testkit"
 )
 
 // uid is a user that no machine has.
@@ -35,17 +36,6 @@ func start(t *testing.T, s daemon.Spec) *daemon.Process {
 
 func shell(script string) daemon.Spec {
 	return daemon.Spec{Path: "/bin/sh", Args: []string{"-c", script}, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
-}
-
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for range 500 {
-		if f() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("%s does not happen", what)
 }
 
 // TestExit shows that exit codes come back and output is counted to its end.
@@ -244,7 +234,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "draining", func() bool { return p.Lines() > 100000 })
+	testkit.Eventually(t, 10*time.Second, func() bool { return p.Lines() > 100000 }, func() string { return "its output is not drained" })
 	p.Release() // for the next agent
 	if p, err = daemon.Adopt(id, perl); err != nil {
 		t.Fatal(err)

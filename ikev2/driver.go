@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,19 +29,14 @@ type driver struct {
 	s   *Server
 	dir string
 
-	found  *vici.Conn // by adopt, for the first conversation
-	config *os.File   // strongswan.conf of the process that was started last, until it has been read
+	sup    daemon.Supervisor[*vici.Conn]
+	config *os.File // strongswan.conf of the process that was started last, until it has been read
 
 	poke chan struct{} // has a token when kills has grown
 
-	mu       sync.Mutex
-	process  *daemon.Process
-	notices  uint64 // lines that the process printed before its first client
-	served   bool   // it has had a client
-	lines    uint64 // of processes that have ended
-	restarts uint64
-	clients  map[uint64]*state // by the present number of the IKE SA
-	kills    []uint64          // IKE SAs to end as soon as there is a connection
+	mu      sync.Mutex
+	clients map[uint64]*state // by the present number of the IKE SA
+	kills   []uint64          // IKE SAs to end as soon as there is a connection
 }
 
 // state is what a driver remembers of a client. It does not say who it is.
@@ -58,14 +52,23 @@ var wanted = []string{"up", "uniqueid", "state", "remote-id", "remote-eap-id", "
 // Times of a driver.
 const (
 	stopGrace    = 5 * time.Second        // what charon gets to tell its clients
-	dialPause    = 5 * time.Millisecond   // between two tries to reach a new process
 	redialPause  = 500 * time.Millisecond // before a broken connection is made anew
 	startTimeout = 10 * time.Second       // until a process must answer
 	talkTimeout  = 5 * time.Second        // for an answer
 )
 
 func newDriver(s *Server) *driver {
-	return &driver{s: s, dir: filepath.Join(s.cfg.RuntimeDir, fmt.Sprintf("charon%d", s.in.Daemon)), poke: make(chan struct{}, 1), clients: map[uint64]*state{}}
+	d := &driver{s: s, dir: filepath.Join(s.cfg.RuntimeDir, fmt.Sprintf("charon%d", s.in.Daemon)), poke: make(chan struct{}, 1), clients: map[uint64]*state{}}
+	i := int(s.in.Daemon)
+	d.sup = daemon.Supervisor[*vici.Conn]{
+		Binary: s.cfg.Binary, Start: d.start, Dial: d.dial, Talk: d.converse, Detach: s.cfg.Detach,
+		Adopted:   func() { s.log.Log(event.Adopted{Part: event.IKEv2, Index: i}) },
+		Restarted: func(n uint64) { s.log.Log(event.Restarted{Part: event.IKEv2, Index: i, Count: n}) },
+		Ended:     d.ended,
+		Silent:    func() { d.trouble(fault.Unavailable) }, // nobody can log in and nobody can be ended
+		Redial:    redialPause, Patience: startTimeout, Grace: stopGrace,
+	}
+	return d
 }
 
 func (d *driver) socket() string { return filepath.Join(d.dir, "vici") }
@@ -74,113 +77,21 @@ func (d *driver) trouble(k fault.Kind) { d.s.log.Log(event.Trouble{Part: event.I
 
 // run keeps charon running and follows it until ctx ends.
 func (d *driver) run(ctx context.Context) error {
-	// What ends with the agent: the conversation, which outlives ctx until the process has gone.
-	talk, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	defer hangUp()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	start := func(ctx context.Context) (*daemon.Process, error) {
-		wg.Wait() // for the conversation with a process that has ended
-		return d.start(ctx)
-	}
-	p := daemon.Keep(ctx, d.adopt(ctx), start, func(p *daemon.Process, starts uint64) {
-		if n := d.replace(p); n > 0 && starts > 0 {
-			d.s.log.Log(event.Restarted{Part: event.IKEv2, Index: int(d.s.in.Daemon), Count: n})
-		}
-		wg.Go(func() { d.serve(talk, p) })
-	})
+	err := d.sup.Run(ctx)
 	if d.s.cfg.Detach {
-		hangUp()
-		wg.Wait()
-		if p != nil {
-			p.Release()
-		}
-		return nil
+		return err
 	}
-	var err error
-	if p != nil {
-		err = p.Stop(talk, stopGrace)
-	}
-	hangUp()
-	wg.Wait()
 	d.s.core.Reset(d.s.in.Daemon)
 	return errors.Join(err, device.Remove(d.s.in.Device))
 }
 
-// replace notes that p is the process now and returns how many took the place of another. The lines of the
-// former one are kept.
-func (d *driver) replace(p *daemon.Process) uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.process == p {
-		return 0
-	}
-	if d.process != nil {
-		d.lines += d.printed()
-		d.restarts++
-	}
-	d.process, d.notices, d.served = p, 0, false
-	return d.restarts
-}
-
-// printed returns how many lines the process printed since its first client. What it prints before cannot
-// be about anybody. The caller holds d.mu.
-func (d *driver) printed() uint64 {
-	if d.process == nil || !d.served {
-		return 0
-	}
-	return d.process.Lines() - d.notices
-}
-
-// serving notes that the process has a client. The caller holds d.mu.
-func (d *driver) serving() {
-	if d.process != nil && !d.served {
-		d.served, d.notices = true, d.process.Lines()
-	}
-}
-
-// dial connects to charon and returns the connection and charon's process id. It fails unless the process
-// behind the socket runs as the configured user.
+// dial connects to charon.
 func (d *driver) dial(ctx context.Context) (*vici.Conn, int, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", d.socket())
+	conn, pid, err := daemon.Dial(ctx, d.socket(), d.s.cfg.UID)
 	if err != nil {
 		return nil, 0, err
 	}
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	var peer *unix.Ucred
-	if err == nil {
-		control := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-		err = errors.Join(err, control)
-	}
-	if err != nil || peer.Uid != d.s.cfg.UID {
-		return nil, 0, errors.Join(errors.New("ikev2: the control socket is somebody else's"), err, conn.Close())
-	}
-	return vici.New(conn, wanted...), int(peer.Pid), nil
-}
-
-// adopt takes over the charon that a former agent left, or returns nil.
-func (d *driver) adopt(ctx context.Context) *daemon.Process {
-	c, pid, err := d.dial(ctx)
-	if err != nil {
-		return nil
-	}
-	id, err := daemon.Identify(pid)
-	var p *daemon.Process
-	if err == nil {
-		p, err = daemon.Adopt(id, d.s.cfg.Binary)
-	}
-	if err != nil {
-		c.Close()
-		return nil
-	}
-	d.found = c
-	d.replace(p)
-	d.mu.Lock()
-	d.serving() // perhaps not yet, but nothing it prints from now on is a notice
-	d.mu.Unlock()
-	d.s.log.Log(event.Adopted{Part: event.IKEv2, Index: int(d.s.in.Daemon)})
-	return p
+	return vici.New(conn, wanted...), pid, nil
 }
 
 // capabilities are what charon starts with (capabilities(7)). It gives the second back when it has its ports.
@@ -237,39 +148,6 @@ func (d *driver) wipe() {
 		d.trouble(fault.Internal)
 	}
 	d.config = nil
-}
-
-// serve follows a process until it ends or ctx does. A broken connection is made again.
-func (d *driver) serve(ctx context.Context, p *daemon.Process) {
-	deadline := time.Now().Add(startTimeout)
-	for pause := dialPause; ; {
-		c, err := d.found, error(nil)
-		if d.found = nil; c == nil {
-			c, _, err = d.dial(ctx)
-		}
-		if err == nil {
-			if d.converse(ctx, c) {
-				deadline = time.Now().Add(startTimeout)
-			}
-			pause = redialPause
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-p.Done():
-			timer.Stop()
-			d.ended()
-			return
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-		if time.Now().After(deadline) {
-			// It runs and does not answer: nobody can log in and nobody can be ended.
-			d.trouble(fault.Unavailable)
-			_ = p.Signal(unix.SIGKILL) // fails only when it has ended
-		}
-	}
 }
 
 // ended ends the sessions of a process that is gone.
@@ -445,12 +323,11 @@ func (d *driver) handle(e vici.Event, m *vici.Message) {
 
 // admit opens a session for an IKE SA.
 func (d *driver) admit(id uint64, login session.Login) (session.Grant, error) {
+	d.sup.Serving()
 	d.mu.Lock()
-	d.serving()
-	running := d.process != nil
 	former := d.clients[id]
 	d.mu.Unlock()
-	if !running {
+	if !d.sup.Started() {
 		return session.Grant{}, fault.New(fault.Unavailable, "the server is not ready yet")
 	}
 	if former != nil { // an IKE SA proves who it is once
@@ -588,7 +465,7 @@ func (d *driver) terminate(ctx context.Context, c *vici.Conn, id uint64) error {
 func (d *driver) stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := Stats{Lines: d.lines + d.printed(), Restarts: d.restarts}
+	st := Stats{Lines: d.sup.Lines(), Restarts: d.sup.Restarts()}
 	for _, c := range d.clients {
 		if c.established {
 			st.Clients++

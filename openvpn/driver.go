@@ -27,13 +27,10 @@ type driver struct {
 	dir string
 	key [32]byte // of the proofs, random
 
-	found *link // by adopt, for the first conversation
+	sup daemon.Supervisor[*link]
 
 	mu      sync.Mutex
 	link    *link // nil while there is no connection
-	process *daemon.Process
-	notices uint64 // lines that the process printed before its first client
-	served  bool   // it has had a client
 	clients map[uint64]*state
 	kills   []uint64 // clients to end as soon as there is a connection
 }
@@ -51,13 +48,29 @@ type state struct {
 func newDriver(s *Server, in Instance) *driver {
 	d := &driver{s: s, in: in, dir: filepath.Join(s.cfg.RuntimeDir, fmt.Sprintf("openvpn%d", in.Daemon)), clients: map[uint64]*state{}}
 	_, _ = rand.Read(d.key[:]) // crypto/rand.Read never fails
+	i := int(in.Daemon)
+	d.sup = daemon.Supervisor[*link]{
+		Binary: s.cfg.Binary, Start: d.start, Detach: s.cfg.Detach,
+		Dial: func(ctx context.Context) (*link, int, error) {
+			l, err := dial(ctx, socketPath(d.dir), s.cfg.UID)
+			if err != nil {
+				return nil, 0, err
+			}
+			return l, l.pid, nil
+		},
+		Talk:      func(ctx context.Context, l *link) bool { d.converse(ctx, l); return true },
+		Adopted:   func() { s.log.Log(event.Adopted{Part: event.OpenVPN, Index: i}) },
+		Restarted: func(n uint64) { s.log.Log(event.Restarted{Part: event.OpenVPN, Index: i, Count: n}) },
+		Ended:     d.ended,
+		Silent:    func() { d.trouble(fault.Unavailable) }, // nobody can log in and nobody can be ended
+		Redial:    redialPause, Patience: startTimeout, Grace: stopGrace,
+	}
 	return d
 }
 
 // Times of a driver.
 const (
 	stopGrace    = 5 * time.Second        // what a process gets to tell its clients
-	dialPause    = 5 * time.Millisecond   // between two tries to reach a new process
 	redialPause  = 100 * time.Millisecond // before a broken connection is made anew
 	startTimeout = 10 * time.Second       // until a new process must listen
 	talkTimeout  = 2 * time.Second        // for the first answer on a connection
@@ -65,89 +78,12 @@ const (
 
 // run keeps the process running and answers it until ctx ends.
 func (d *driver) run(ctx context.Context) error {
-	// What ends with the agent: the conversation, which outlives ctx until the process has gone.
-	talk, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	defer hangUp()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	p := daemon.Keep(ctx, d.adopt(ctx), d.start, func(p *daemon.Process, starts uint64) {
-		wg.Wait() // for the conversation with a process that has ended
-		if d.replace(p) && starts > 0 {
-			d.s.log.Log(event.Restarted{Part: event.OpenVPN, Index: int(d.in.Daemon), Count: d.s.restarts.Add(1)})
-		}
-		wg.Go(func() { d.serve(talk, p) })
-	})
+	err := d.sup.Run(ctx)
 	if d.s.cfg.Detach {
-		hangUp()
-		wg.Wait()
-		if p != nil {
-			p.Release()
-		}
-		return nil
+		return err
 	}
-	var err error
-	if p != nil {
-		err = p.Stop(talk, stopGrace)
-	}
-	wg.Wait()
 	d.s.core.Reset(d.in.Daemon)
 	return errors.Join(err, device.Remove(d.in.Device))
-}
-
-// replace notes that p is the process now and reports whether there was another before. The lines
-// of the former one are kept.
-func (d *driver) replace(p *daemon.Process) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	former := d.process
-	if former == p {
-		return true
-	}
-	d.s.lines.Add(d.lines())
-	d.process, d.notices, d.served = p, 0, false
-	return former != nil
-}
-
-// lines returns how many lines the process printed since its first client. What it prints before,
-// warnings about its configuration, cannot be about anybody. The caller holds d.mu.
-func (d *driver) lines() uint64 {
-	if d.process == nil || !d.served {
-		return 0
-	}
-	return d.process.Lines() - d.notices
-}
-
-// serving notes that the process has a client.
-func (d *driver) serving() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.process != nil && !d.served {
-		d.served, d.notices = true, d.process.Lines()
-	}
-}
-
-// adopt takes over the process that a former agent left, or returns nil. The connection by which it
-// found the process is the one to talk over: OpenVPN 2.6 serving TCP forgets to watch a connection
-// that is made while it fails to greet one that is already closed.
-func (d *driver) adopt(ctx context.Context) *daemon.Process {
-	l, err := dial(ctx, socketPath(d.dir), d.s.cfg.UID)
-	if err != nil {
-		return nil
-	}
-	id, err := daemon.Identify(l.pid)
-	var p *daemon.Process
-	if err == nil {
-		p, err = daemon.Adopt(id, d.s.cfg.Binary)
-	}
-	if err != nil {
-		l.close()
-		return nil
-	}
-	d.found = l
-	d.replace(p)
-	d.serving() // perhaps not yet, but nothing it prints from now on is a notice
-	d.s.log.Log(event.Adopted{Part: event.OpenVPN, Index: int(d.in.Daemon)})
-	return p
 }
 
 // start makes device and directory and starts a process.
@@ -178,37 +114,6 @@ func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 
 func (d *driver) trouble(k fault.Kind) { d.s.log.Log(event.Trouble{Part: event.OpenVPN, Kind: k}) }
 
-// serve answers a process until it ends or ctx does. A broken connection is made again.
-func (d *driver) serve(ctx context.Context, p *daemon.Process) {
-	deadline := time.Now().Add(startTimeout)
-	for pause := dialPause; ; {
-		l, err := d.found, error(nil)
-		if d.found = nil; l == nil {
-			l, err = dial(ctx, socketPath(d.dir), d.s.cfg.UID)
-		}
-		if err == nil {
-			d.converse(ctx, l)
-			pause, deadline = redialPause, time.Now().Add(startTimeout)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-p.Done():
-			timer.Stop()
-			d.ended()
-			return
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-		if time.Now().After(deadline) {
-			// It runs and does not listen: nobody can log in and nobody can be ended.
-			d.trouble(fault.Unavailable)
-			_ = p.Signal(unix.SIGKILL) // fails only when it has ended
-		}
-	}
-}
-
 // ended ends the sessions of a process that is gone.
 func (d *driver) ended() {
 	d.mu.Lock()
@@ -221,7 +126,7 @@ func (d *driver) ended() {
 // converse asks who is connected and then answers what comes, until the connection breaks or ctx
 // ends. It owns l.
 func (d *driver) converse(ctx context.Context, l *link) {
-	defer l.close()
+	defer l.Close()
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	defer stop()
 	var early []message // what came before the answer to "status 3"
@@ -326,7 +231,7 @@ func (d *driver) ref(cid uint64) session.Ref { return session.Ref{Daemon: d.in.D
 func (d *driver) handle(l *link, m message) {
 	switch m.kind {
 	case connect:
-		d.serving()
+		d.sup.Serving()
 		d.admit(l, m)
 	case reauth:
 		d.renew(l, m)
@@ -454,13 +359,14 @@ func (d *driver) halt(l *link, cid uint64) {
 	l.send(func(bool) { d.end(cid) }, "client-kill %d HALT", cid)
 }
 
-func (d *driver) stats() (clients int, lines uint64) {
+// established returns how many clients' tunnels carry traffic.
+func (d *driver) established() (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, st := range d.clients {
 		if st.established {
-			clients++
+			n++
 		}
 	}
-	return clients, d.lines()
+	return n
 }

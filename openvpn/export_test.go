@@ -13,7 +13,7 @@ func Peer(socket string, uid uint32) int {
 	if err != nil {
 		return 0
 	}
-	l.close()
+	l.Close()
 	return l.pid
 }
 

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"lethe/daemon"
 )
 
 // link is one connection to a management socket. Commands are queued and written by a goroutine
@@ -66,31 +66,20 @@ const writeTimeout = 10 * time.Second
 // dial connects to a management socket and makes sure that a process of that user is at the other
 // end.
 func dial(ctx context.Context, path string, uid uint32) (*link, error) {
-	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	conn, pid, err := daemon.Dial(ctx, path, uid)
 	if err != nil {
-		return nil, fmt.Errorf("management interface: %w", err)
-	}
-	conn := c.(*net.UnixConn)
-	raw, err := conn.SyscallConn()
-	var cred *unix.Ucred
-	if err == nil {
-		err = errors.Join(raw.Control(func(fd uintptr) {
-			cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		}), err)
-	}
-	if err != nil || cred.Uid != uid {
-		return nil, errors.Join(errors.New("management interface: the process at the other end is not ours"), err, conn.Close())
+		return nil, err
 	}
 	l := &link{
-		conn: conn, dec: newDecoder(conn), pid: int(cred.Pid), done: make(chan struct{}),
+		conn: conn, dec: newDecoder(conn), pid: pid, done: make(chan struct{}),
 		wake: make(chan struct{}, 1), waiting: map[uint64]uint64{},
 	}
 	go l.write()
 	return l, nil
 }
 
-// close ends the connection and waits for the writer.
-func (l *link) close() {
+// Close ends the connection and waits for the writer.
+func (l *link) Close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()

@@ -31,7 +31,6 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"lethe/event"
 	"lethe/private"
@@ -103,8 +102,6 @@ type Server struct {
 	log      *event.Logger
 	features features
 	drivers  []*driver
-	lines    atomic.Uint64 // of processes that have ended
-	restarts atomic.Uint64
 }
 
 // New returns a server that has not started anything yet. It runs openvpn once to ask what it can
@@ -235,12 +232,11 @@ func (s *Server) Kill(ref session.Ref) {
 }
 
 // Stats returns the current counts.
-func (s *Server) Stats() Stats {
-	st := Stats{Lines: s.lines.Load(), Restarts: s.restarts.Load()}
+func (s *Server) Stats() (st Stats) {
 	for _, d := range s.drivers {
-		clients, lines := d.stats()
-		st.Clients += clients
-		st.Lines += lines
+		st.Clients += d.established()
+		st.Lines += d.sup.Lines()
+		st.Restarts += d.sup.Restarts()
 	}
 	return st
 }
