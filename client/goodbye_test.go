@@ -49,7 +49,7 @@ func TestGoodbye(t *testing.T) {
 	// The control: a client that dies says nothing.
 	r.connect(client.UDP, vpnPassword, client.Connected)
 	r.killHelper()
-	r.eventually(15*time.Second, "the server gives the silent client up", func() bool {
+	r.eventually(45*time.Second, "the server gives the silent client up", func() bool {
 		b, _ := os.ReadFile(filepath.Join(r.dir, "vpn-udp.log"))
 		return bytes.Contains(b, []byte("SIGUSR1[soft,ping-restart]"))
 	})

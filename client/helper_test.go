@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -242,8 +243,16 @@ func TestMend(t *testing.T) {
 	r.eventually(3*time.Second, "lock and rules are back", func() bool {
 		return strings.Contains(r.machine(), "chain outgoing") && strings.Count(r.ip("-n "+r.client+" rule"), "4900:") == 1 && works()
 	})
-	theirs := []byte("nameserver 192.0.2.7\n")
-	r.write(r.resolv, theirs, 0o644)
+	// In one write, over all that is there: between two, the helper would take half of it for theirs.
+	theirs := []byte("nameserver 192.0.2.7\n#" + strings.Repeat("-", 1000) + "\n")
+	f, err := os.OpenFile(r.resolv, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.Write(theirs)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.eventually(3*time.Second, "the tunnel's resolvers are back", func() bool {
 		b, _ := os.ReadFile(r.resolv)
 		return strings.Contains(string(b), "10.64.0.1")
