@@ -157,6 +157,9 @@ func (c *Control) Serve(ctx context.Context, cfg ServeConfig, bundles string, lo
 	}
 	log.Log(event.Started{Part: event.Control})
 	err = g.Wait()
+	if n := log.Strays(); n > 0 {
+		log.Log(event.Mumbled{Part: event.Control, Lines: n})
+	}
 	log.Log(event.Stopped{Part: event.Control})
 	if ctx.Err() != nil {
 		return nil

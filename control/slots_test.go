@@ -138,6 +138,18 @@ func (r *running) shows(connected, limit int) {
 	}
 }
 
+// junk sends what is no TLS, about which net/http has something to say.
+func (r *running) junk() {
+	r.t.Helper()
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = conn.Write(make([]byte, 64))
+	_, _ = io.Copy(io.Discard, conn) // until it has been said
+}
+
 func TestSlots(t *testing.T) {
 	server := slottest.StartServer(t, false, append(slottest.Quiet(), "--requirepass", "secret")...)
 	for name, slots := range map[string]string{
@@ -152,6 +164,7 @@ func TestSlots(t *testing.T) {
 			}
 			r := s.serve(slots)
 			r.shows(0, 2)
+			r.junk()
 			c, ctx := r.app(), t.Context()
 			login, err := c.Login(ctx, "ann@example.org", private.Of("correct horse"), account.App{OS: "linux", Version: "0.1.0"})
 			if err != nil {
@@ -178,6 +191,9 @@ func TestSlots(t *testing.T) {
 			// nobody needs to log in for it.
 			if code := r.stop(); code != 0 {
 				t.Fatalf("exit %d: %s", code, r.log)
+			}
+			if said := r.log.String(); !strings.HasSuffix(said, "\nmumbled part=control lines=1\nstopped part=control\n") {
+				t.Errorf("of the junk is said: %s", said)
 			}
 			if _, err := os.Lstat(filepath.Join(s.dir, "slots.sock")); !os.IsNotExist(err) {
 				t.Errorf("the socket is left: %v", err)

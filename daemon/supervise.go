@@ -28,7 +28,7 @@ type Supervisor[C interface{ Close() }] struct {
 	// What the owner is told.
 	Adopted   func()             // a former agent's process was taken over
 	Restarted func(count uint64) // a process took the place of another, for the countth time
-	Ended     func()             // a process has ended, and Talk with it
+	Ended     func(lines uint64) // a process has ended, and Talk with it, having printed that many since [Supervisor.Serving]
 	Silent    func()             // a process has not answered for Patience and is killed
 
 	Redial   time.Duration // pause before a connection that broke is made anew
@@ -43,7 +43,6 @@ type Supervisor[C interface{ Close() }] struct {
 	process  *Process
 	notices  uint64 // lines that the process printed before it served
 	serving  bool
-	lines    uint64 // of processes that have ended
 	restarts uint64
 }
 
@@ -116,7 +115,6 @@ func (s *Supervisor[C]) replace(p *Process) uint64 {
 		return 0
 	}
 	if s.process != nil {
-		s.lines += s.printed()
 		s.restarts++
 	}
 	s.process, s.notices, s.serving = p, 0, false
@@ -142,7 +140,7 @@ func (s *Supervisor[C]) follow(ctx context.Context, p *Process) {
 		select {
 		case <-p.Done():
 			timer.Stop()
-			s.Ended()
+			s.Ended(s.printed())
 			return
 		case <-ctx.Done():
 			timer.Stop()
@@ -167,26 +165,14 @@ func (s *Supervisor[C]) Serving() {
 	}
 }
 
-// printed returns how many lines the process printed since it served. The caller holds mu.
+// printed returns how many lines the process printed since it served.
 func (s *Supervisor[C]) printed() uint64 {
-	if s.process == nil || !s.serving {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.serving {
 		return 0
 	}
 	return s.process.Lines() - s.notices
-}
-
-// Lines returns how many lines all processes printed since they served.
-func (s *Supervisor[C]) Lines() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lines + s.printed()
-}
-
-// Restarts returns how many processes took the place of another.
-func (s *Supervisor[C]) Restarts() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.restarts
 }
 
 // Started reports whether there has been a process.

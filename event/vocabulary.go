@@ -75,8 +75,9 @@ type Lapsed struct{}
 // Published says that the control plane published a bundle.
 type Published struct{ Version uint64 }
 
-// Mumbled says that child processes or libraries wrote lines, which were
-// counted and dropped.
+// Mumbled says that a child process or a library wrote lines which may be about
+// customers; they were counted and dropped. It is said when the process ends, because
+// the moment of a line could be a customer's.
 type Mumbled struct {
 	Part  Part
 	Lines uint64

@@ -150,8 +150,11 @@ func (d *driver) wipe() {
 	d.config = nil
 }
 
-// ended ends the sessions of a process that is gone.
-func (d *driver) ended() {
+// ended reports what a process printed that is gone, and ends its sessions.
+func (d *driver) ended(lines uint64) {
+	if lines > 0 {
+		d.s.log.Log(event.Mumbled{Part: event.IKEv2, Lines: lines})
+	}
 	d.mu.Lock()
 	clear(d.clients)
 	d.kills = nil
@@ -460,16 +463,4 @@ func (d *driver) terminate(ctx context.Context, c *vici.Conn, id uint64) error {
 	}
 	d.end(id)
 	return nil
-}
-
-func (d *driver) stats() Stats {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	st := Stats{Lines: d.sup.Lines(), Restarts: d.sup.Restarts()}
-	for _, c := range d.clients {
-		if c.established {
-			st.Clients++
-		}
-	}
-	return st
 }

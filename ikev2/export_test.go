@@ -26,3 +26,15 @@ func Read(s *Server, m *vici.Message) (id uint64, username, v4 string, ok bool) 
 	sa, ok := s.d.read(m)
 	return sa.id, sa.username.Reveal(), sa.v4.String(), ok
 }
+
+// Clients returns how many clients' tunnels carry traffic.
+func Clients(s *Server) (n int) {
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	for _, st := range s.d.clients {
+		if st.established {
+			n++
+		}
+	}
+	return n
+}

@@ -65,6 +65,7 @@ func speak(c net.Conn, mode string) {
 		case mode == "refuse-"+name:
 			answer = "\x06"
 		case mode == "drop-"+name:
+			fmt.Println("ann@192.0.2.9 is to be ended")
 			return
 		case b[0] == 3 || b[0] == 4:
 			answer = "\x05"
@@ -101,8 +102,16 @@ func TestMisbehaving(t *testing.T) {
 				want = "trouble part=ikev2 kind=unavailable"
 			case "drop-terminate":
 				s.core.await(t, "resume", 1, 5*time.Second)
+				nobody := session.Login{Proof: func(*[16]byte) bool { return false }}
+				if _, err := s.Admit(session.Ref{Daemon: daemonID, Client: 5}, nobody); err == nil {
+					t.Error("somebody got in without a password")
+				}
 				s.Kill(session.Ref{Daemon: daemonID, Client: 5})
 				s.core.await(t, "resume", 3, 5*time.Second) // the order is not lost with the connection
+				s.stop()
+				if !strings.Contains(s.log.String(), "mumbled part=ikev2 lines=") {
+					t.Errorf("what it printed since the first login is not reported: %s", s.log)
+				}
 				return
 			}
 			testkit.Eventually(t, 15*time.Second, func() bool { return strings.Contains(s.log.String(), want) }, s.log.String)

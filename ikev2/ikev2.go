@@ -96,13 +96,6 @@ type Instance struct {
 	Offload bool   // ESP is in the kernel
 }
 
-// Stats are counts since the server was made.
-type Stats struct {
-	Clients  int    // clients whose tunnels carry traffic
-	Lines    uint64 // lines the process printed since its first client, dropped; expected: 0
-	Restarts uint64 // processes that ended without having been told and were started again
-}
-
 // Server runs charon on one machine. Its methods are safe for concurrent use; Run is called once.
 type Server struct {
 	cfg   Config
@@ -218,6 +211,3 @@ func (s *Server) Kill(ref session.Ref) {
 		s.d.kill(ref.Client)
 	}
 }
-
-// Stats returns the current counts.
-func (s *Server) Stats() Stats { return s.d.stats() }

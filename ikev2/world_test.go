@@ -398,7 +398,13 @@ func launch(tb testing.TB, cfg ikev2.Config, f *os.File) *server {
 			tb.Errorf("RADIUS: %v", err)
 		}
 	})
-	s.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		if cfg.Binary == "" && strings.Contains(s.log.String(), "mumbled") {
+			tb.Errorf("charon is not silent: %s", s.log)
+		}
+	})
 	tb.Cleanup(s.stop)
 	return s
 }

@@ -114,8 +114,16 @@ func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 
 func (d *driver) trouble(k fault.Kind) { d.s.log.Log(event.Trouble{Part: event.OpenVPN, Kind: k}) }
 
-// ended ends the sessions of a process that is gone.
-func (d *driver) ended() {
+// ended reports what a process printed that is gone, and ends its sessions.
+func (d *driver) ended(lines uint64) {
+	if lines > 0 {
+		d.s.log.Log(event.Mumbled{Part: event.OpenVPN, Lines: lines})
+	}
+	d.forget()
+}
+
+// forget ends all sessions.
+func (d *driver) forget() {
 	d.mu.Lock()
 	clear(d.clients)
 	d.kills = nil
@@ -136,7 +144,7 @@ func (d *driver) converse(ctx context.Context, l *link) {
 	l.send(func(ok bool) {
 		attached = true
 		if !ok { // not serving yet, so there is nobody
-			d.ended()
+			d.forget()
 		}
 	}, "status 3")
 	for {
@@ -357,16 +365,4 @@ func (d *driver) kill(cid uint64) {
 // with the answer, so that its traffic does.
 func (d *driver) halt(l *link, cid uint64) {
 	l.send(func(bool) { d.end(cid) }, "client-kill %d HALT", cid)
-}
-
-// established returns how many clients' tunnels carry traffic.
-func (d *driver) established() (n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, st := range d.clients {
-		if st.established {
-			n++
-		}
-	}
-	return n
 }

@@ -71,3 +71,17 @@ func Render(cfg Config, hybrid, offload bool, cores int) (list []string) {
 	}
 	return list
 }
+
+// Clients returns how many clients' tunnels carry traffic.
+func Clients(s *Server) (n int) {
+	for _, d := range s.drivers {
+		d.mu.Lock()
+		for _, st := range d.clients {
+			if st.established {
+				n++
+			}
+		}
+		d.mu.Unlock()
+	}
+	return n
+}

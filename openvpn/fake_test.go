@@ -67,6 +67,7 @@ func refuse(c net.Conn) {
 			_, _ = io.WriteString(c, ">CLIENT:ESTABLISHED,9\n>CLIENT:ENV,END\nTITLE\tx\nCLIENT_LIST\tu\tr\t\t\t\t\t\t\tu\t5\nEND\n"+
 				">CLIENT:CONNECT,1,0\n>CLIENT:ENV,username=u\n>CLIENT:ENV,password="+password+"\n>CLIENT:ENV,END\n>CLIENT:REAUTH,2,0\n>CLIENT:ENV,END\n")
 		case "END", "client-deny", "client-pending-auth", "client-kill":
+			fmt.Println("u/192.0.2.9:1194 is not there")
 			_, _ = io.WriteString(c, "ERROR: "+f[0]+" command failed\n")
 		}
 	}
@@ -135,6 +136,10 @@ func TestMisbehaving(t *testing.T) {
 			s := start(t, cfg, newCore())
 			testkit.Eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.journal) })
 			s.Kill(session.Ref{Daemon: cfg.FirstDaemon, Client: 1})
+			s.stop()
+			if tt.mode == "refuser" && !strings.Contains(s.log.String(), "mumbled part=openvpn lines=") {
+				t.Errorf("what it printed is not reported: %s", s.log)
+			}
 		})
 	}
 }

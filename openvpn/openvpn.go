@@ -87,13 +87,6 @@ type Instance struct {
 	Offload  bool   // the data channel is in the kernel
 }
 
-// Stats are counts over all processes since the server was made.
-type Stats struct {
-	Clients  int    // clients whose tunnels carry traffic
-	Lines    uint64 // lines the processes printed since their first client, dropped; expected: 0
-	Restarts uint64 // processes that ended without having been told and were started again
-}
-
 // Server runs the OpenVPN processes of one machine. Its methods are safe for concurrent use; Run
 // is called once.
 type Server struct {
@@ -229,14 +222,4 @@ func (s *Server) Kill(ref session.Ref) {
 			d.kill(ref.Client)
 		}
 	}
-}
-
-// Stats returns the current counts.
-func (s *Server) Stats() (st Stats) {
-	for _, d := range s.drivers {
-		st.Clients += d.established()
-		st.Lines += d.sup.Lines()
-		st.Restarts += d.sup.Restarts()
-	}
-	return st
 }

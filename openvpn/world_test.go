@@ -352,6 +352,9 @@ func start(tb testing.TB, cfg openvpn.Config, c *core) *server {
 		if err := <-done; err != nil {
 			tb.Errorf("run: %v", err)
 		}
+		if cfg.Binary == "" && strings.Contains(s.log.String(), "mumbled") {
+			tb.Errorf("OpenVPN is not silent: %s", s.log)
+		}
 	})
 	tb.Cleanup(s.stop)
 	for _, in := range s.Instances() {

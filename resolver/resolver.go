@@ -25,7 +25,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -61,11 +60,9 @@ type Config struct {
 
 // Server is a resolver. Its methods are safe for concurrent use.
 type Server struct {
-	cfg     Config
-	text    string
-	log     *event.Logger
-	process atomic.Pointer[daemon.Process] // the last one
-	lines   atomic.Uint64                  // of the ones before
+	cfg  Config
+	text string
+	log  *event.Logger
 }
 
 // rootAnchors are the root zone's key signing keys of 2017 and 2024
@@ -118,26 +115,33 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.addresses(); err != nil {
 		return fault.Wrap(fault.Internal, "resolver: add the addresses to answer on", err)
 	}
+	var former *daemon.Process
 	p := daemon.Keep(ctx, s.adopt(ctx), s.start, func(p *daemon.Process, starts uint64) {
-		if former := s.process.Swap(p); former != nil {
-			s.lines.Add(former.Lines())
+		if former != nil {
+			s.ended(former)
 			s.log.Log(event.Restarted{Part: event.Resolver, Count: starts})
 		}
+		former = p
 	})
-	if p == nil {
-		return nil
+	var err error
+	if p != nil {
+		err = p.Stop(context.WithoutCancel(ctx), 2*time.Second)
 	}
-	err := p.Stop(context.WithoutCancel(ctx), 2*time.Second)
-	return errors.Join(err, os.Remove(s.identityFile()))
+	if former != nil { // p, or one that has ended just now
+		s.ended(former)
+		err = errors.Join(err, os.Remove(s.identityFile()))
+	}
+	return err
 }
 
-// Lines returns how many lines of unbound's output have been dropped.
-func (s *Server) Lines() uint64 {
-	n := s.lines.Load()
-	if p := s.process.Load(); p != nil {
-		n += p.Lines()
+// expected is how many lines unbound prints at verbosity 0: one when it has started, one when it ends.
+const expected = 2
+
+// ended reports what a process printed beside that.
+func (s *Server) ended(p *daemon.Process) {
+	if n := p.Lines(); n > expected {
+		s.log.Log(event.Mumbled{Part: event.Resolver, Lines: n - expected})
 	}
-	return n
 }
 
 func (s *Server) identityFile() string { return filepath.Join(s.cfg.RuntimeDir, "unbound") }
