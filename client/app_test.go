@@ -379,9 +379,10 @@ func TestConfigExportIKEv2(t *testing.T) {
 // TestUsage: what makes no sense is said, with exit code 2.
 func TestUsage(t *testing.T) {
 	p := newPerson(t, nil)
-	p.expect(2, "error: no command nonsense\nhint: see `lethe --help`\n", "", "nonsense")
-	p.expect(2, "error: no command statsu\nhint: did you mean `lethe status`?\n", "", "statsu")
-	p.expect(2, "error: no command exprt\nhint: did you mean `lethe config export`?\n", "", "config", "exprt")
+	p.expect(2, "error: no command \"nonsense\"\nhint: see `lethe --help`\n", "", "nonsense")
+	p.expect(2, "error: no command \"statsu\"\nhint: did you mean `lethe status`?\n", "", "statsu")
+	p.expect(2, "error: no command \"exprt\"\nhint: did you mean `lethe config export`?\n", "", "config", "exprt")
+	p.expect(2, "error: no command \"nonsense\"\nhint: see `lethe --help`\n", "", "help", "nonsense")
 	p.expect(2, "error: too many arguments\nhint: usage: lethe status [flags]\n", "", "status", "now")
 	p.expect(2, "error: unknown flag: --nonsense\nhint: see `lethe status --help`\n", "", "status", "--nonsense")
 	p.expect(2, "error: an argument is missing\nhint: usage: lethe signup EMAIL [flags]\n", "", "signup")

@@ -15,6 +15,7 @@ import (
 	"lethe/account"
 	"lethe/event"
 	"lethe/fault"
+	"lethe/internal/command"
 )
 
 // Run is the program `lethe`: it runs the command line args (without the program's name) and
@@ -82,7 +83,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true, Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return noCommand(c, args[0])
+				return command.Missing(c, args[0])
 			}
 			return c.Help()
 		},
@@ -101,6 +102,7 @@ func (a *app) root() *cobra.Command {
 	for _, c := range append(root.Commands(), root) {
 		a.strict(c)
 	}
+	command.StrictHelp(root)
 	return root
 }
 
@@ -115,22 +117,12 @@ func (a *app) strict(c *cobra.Command) {
 		case check == nil || check(c, args) == nil:
 			return nil
 		case c.HasSubCommands():
-			return noCommand(c, args[0])
+			return command.Missing(c, args[0])
 		case len(args) == 0:
 			return usage("an argument is missing", "usage: "+c.UseLine())
 		}
 		return usage("too many arguments", "usage: "+c.UseLine())
 	}
-}
-
-// noCommand says that c has no command of that name, and which it may have been.
-func noCommand(c *cobra.Command, name string) error {
-	hint := "see `" + c.CommandPath() + " --help`"
-	c.SuggestionsMinimumDistance = 2
-	if near := c.SuggestionsFor(name); len(near) > 0 {
-		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`?"
-	}
-	return usage("no command "+printable(name), hint)
 }
 
 func (a *app) signup() *cobra.Command {

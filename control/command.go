@@ -14,6 +14,7 @@ import (
 
 	"lethe/day"
 	"lethe/fault"
+	"lethe/internal/command"
 )
 
 // DefaultDir is where the data directory is unless --dir says otherwise.
@@ -108,6 +109,7 @@ func (p *program) command() *cobra.Command {
 	c.PersistentFlags().BoolVar(&p.json, "json", false, "write JSON")
 	c.AddCommand(p.initCommand(), p.serveCommand(), p.geoipCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
 		p.usageCommand(), p.slotsCommand(), p.keysCommand(), p.checkCommand())
+	command.StrictHelp(c)
 	return c
 }
 

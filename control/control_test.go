@@ -321,6 +321,7 @@ func TestErrors(t *testing.T) {
 		want        string
 	}{
 		{"bogus", "", 2, `no command "bogus"`},
+		{"help bogus", "", 2, "no command \"bogus\"\nhint: see `lethe-control --help`"},
 		{"acount", "", 2, "did you mean `lethe-control account`?"},
 		{"account", "", 2, "needs a subcommand"},
 		{"account bogus", "", 2, `no command "bogus"`},

@@ -2,13 +2,13 @@ package control
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"lethe/fault"
+	"lethe/internal/command"
 )
 
 // misuse returns what is wrong with a command line of c that cobra has refused
@@ -17,10 +17,7 @@ func misuse(c *cobra.Command, err error) *fault.Error {
 	help, usage := "see `"+c.CommandPath()+" --help`", "usage: "+c.UseLine()
 	var name string
 	if _, scanned := fmt.Sscanf(err.Error(), "unknown command %q", &name); scanned == nil && c.HasSubCommands() {
-		if near := nearest(c, name); near != "" {
-			help = "did you mean `" + c.CommandPath() + " " + near + "`?"
-		}
-		return fault.New(fault.Invalid, fmt.Sprintf("no command %q", name)).WithHint(help)
+		return command.Missing(c, name)
 	}
 	lacking, args := missing(c), c.Flags().Args()
 	switch wrong := c.ValidateArgs(args) != nil; {
@@ -32,12 +29,6 @@ func misuse(c *cobra.Command, err error) *fault.Error {
 		return fault.New(fault.Invalid, strings.Join(lacking, ", ")+" must be given").WithHint(help)
 	}
 	return fault.New(fault.Invalid, err.Error()).WithHint(help)
-}
-
-// nearest returns the subcommand of c that looks most like name, or nothing.
-func nearest(c *cobra.Command, name string) string {
-	c.SuggestionsMinimumDistance = 2
-	return slices.Concat(c.SuggestionsFor(name), []string{""})[0]
 }
 
 // wanted returns how many arguments c's usage names.

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"lethe/fault"
+	"lethe/internal/command"
 )
 
 // cli is one run of the command lethe-lab.
@@ -42,8 +45,12 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return max(exit.ExitCode(), 1)
 	}
 	fmt.Fprintln(stderr, "error:", err)
-	if errors.Is(err, ErrNoLab) {
+	var f *fault.Error
+	switch {
+	case errors.Is(err, ErrNoLab):
 		fmt.Fprintln(stderr, "hint: make up")
+	case errors.As(err, &f) && f.Hint != "":
+		fmt.Fprintln(stderr, "hint:", f.Hint)
 	}
 	return 1
 }
@@ -63,6 +70,7 @@ func (c *cli) root() *cobra.Command {
 	f.StringVar(&c.opts.BinDir, "bin", "", "`directory` with the programs (default: where lethe-lab is)")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return c.defaults() }
 	root.AddCommand(c.up(), c.serve(), c.down(), c.status(), c.shell(), c.operator(), c.run(), c.logs(), c.signal())
+	command.StrictHelp(root)
 	return root
 }
 

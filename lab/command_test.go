@@ -51,6 +51,7 @@ func TestCommand(t *testing.T) {
 		"one log":       {"logs nsd", 0, "== nsd\n", ""},
 		"no log":        {"logs nobody", 1, "", `error: no output of a unit "nobody"`},
 		"no command":    {"dance", 1, "", `error: unknown command "dance"`},
+		"no help":       {"help dance", 1, "", "error: no command \"dance\"\nhint: see `lethe-lab --help`\n"},
 		"usage":         {"run customer-1", 1, "", "error: requires at least 2 arg(s)"},
 		"second up":     {"serve --bare --progress 99", 1, "", "is running already"},
 		"bad customers": {"serve --bare --customers 1000 --prefix x --progress 99", 1, "", "error: lab: 1000 customers"},

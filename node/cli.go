@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/event"
+	"lethe/internal/command"
 	"lethe/secret"
 	"lethe/version"
 )
@@ -76,6 +77,7 @@ func Command(stdin io.Reader, stdout, stderr io.Writer, getenv func(string) stri
 			return err
 		},
 	})
+	command.StrictHelp(root)
 	return root
 }
 

@@ -72,6 +72,7 @@ func TestCommands(t *testing.T) {
 		{[]string{"handover"}, "", "no runtime directory", true},
 		{[]string{"handover", "--runtime-dir", "/nowhere"}, "{}", "secrets: server or trust root", true},
 		{[]string{"fly"}, "", "unknown command", true},
+		{[]string{"help", "fly"}, "", `no command "fly"`, true},
 	} {
 		var out bytes.Buffer
 		root := node.Command(strings.NewReader(c.stdin), &out, &out, none)

@@ -3,11 +3,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"lethe/fault"
 	"lethe/node"
 )
 
@@ -17,6 +19,9 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
+		if f := new(fault.Error); errors.As(err, &f) && f.Hint != "" {
+			fmt.Fprintln(os.Stderr, "hint:", f.Hint)
+		}
 		os.Exit(1)
 	}
 }

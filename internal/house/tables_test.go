@@ -8,7 +8,7 @@ var leaves = []string{"private", "fault", "event", "day", "protocol", "version",
 // client and lab put things together.
 var edges = map[string][]string{
 	"private": {}, "fault": {}, "event": {}, "day": {}, "protocol": {}, "version": {}, "notify": {}, "memfd": {},
-	"internal/house": {}, "internal/testkit": {},
+	"internal/house": {}, "internal/testkit": {}, "internal/command": {},
 	"canary":    {},
 	"inventory": {},
 	"spec":      {},
@@ -48,14 +48,14 @@ var edges = map[string][]string{
 	"vici":    {},
 	"ikev2":   {"daemon", "device", "location", "profile", "session", "spec", "vici"},
 	"radius":  {"session"},
-	"node": {"authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
+	"node": {"internal/command", "authdb", "bundle", "firewall", "geoip", "ikev2", "ledger", "location", "openvpn", "radius", "resolver", "secret",
 		"session", "spec", "usage"},
-	"control": {"account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
+	"control": {"internal/command", "account", "api", "authdb", "bundle", "geoip", "location", "publish", "ratelimit", "slot",
 		"slot/memory", "slot/valkey", "store", "store/sqlite", "usage"},
 	// the app renders the same client configuration that systems' own clients get, and drives OpenVPN and charon.
-	"client":  {"account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
+	"client":  {"internal/command", "account", "api/client", "daemon", "ikev2", "location", "openvpn", "profile", "vici"},
 	"lab/pki": {},
-	"lab":     {"lab/pki", "client", "control", "location", "secret", "bundle", "spec", "geoip"},
+	"lab":     {"internal/command", "lab/pki", "client", "control", "location", "secret", "bundle", "spec", "geoip"},
 	// the image's inputs: reading, keeping and pinning them; image is the command.
 	"image/deb":   {},
 	"image/store": {},
