@@ -99,8 +99,8 @@ func beating(b *testing.B, callers int, beat func(ctx context.Context, n uint64)
 
 // BenchmarkBeat measures heartbeats with one million licences and three million
 // live slots: in the memory of this process, in memory behind tokens and the look
-// at the licence in the store, as the API has it, and in a Valkey server of its
-// own.
+// at the licence in the store, as the API has it, and in a Valkey or Redis server of
+// its own.
 func BenchmarkBeat(b *testing.B) {
 	b.Run("memory", func(b *testing.B) {
 		s := filledMemory(b)
@@ -136,7 +136,7 @@ func BenchmarkBeat(b *testing.B) {
 		}
 		beating(b, 1, func(ctx context.Context, n uint64) error { return service.Beat(ctx, tokens[n%uint64(len(tokens))]) })
 	})
-	b.Run("valkey", func(b *testing.B) {
+	b.Run(slottest.Product(b), func(b *testing.B) {
 		server := slottest.StartServer(b, false, slottest.Quiet()...)
 		fillValkey(b, server)
 		s, err := valkey.Open(b.Context(), valkey.Config{URL: server.URL(), Lease: longLease})

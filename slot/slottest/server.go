@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -32,17 +33,34 @@ func Quiet() []string {
 	return []string{"--save", "", "--appendonly", "no", "--slowlog-log-slower-than", "-1"}
 }
 
-// StartServer starts a server with command line arguments and ends it with the
-// test. With port it listens on a port of loopback as well.
-func StartServer(t testing.TB, port bool, args ...string) *Server {
+func program(t testing.TB) string {
 	t.Helper()
-	program, err := exec.LookPath("valkey-server")
+	path, err := exec.LookPath("valkey-server")
 	if err != nil {
-		program, err = exec.LookPath("redis-server")
+		path, err = exec.LookPath("redis-server")
 	}
 	if err != nil {
 		t.Fatal("neither valkey-server nor redis-server is installed; scripts/deps does it")
 	}
+	return path
+}
+
+// Product returns what [StartServer] starts: name and version, for instance "Valkey-8.1.1".
+func Product(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command(program(t), "--version").Output()
+	f := strings.Fields(string(out)) // Redis server v=7.0.15 sha=…
+	if err != nil || len(f) < 3 || !strings.HasPrefix(f[2], "v=") {
+		t.Fatalf("the server does not say which it is: %v, %q", err, out)
+	}
+	return f[0] + "-" + strings.TrimPrefix(f[2], "v=")
+}
+
+// StartServer starts a server with command line arguments and ends it with the
+// test. With port it listens on a port of loopback as well.
+func StartServer(t testing.TB, port bool, args ...string) *Server {
+	t.Helper()
+	program := program(t)
 	dir, err := os.MkdirTemp("", "lethe-slot-") // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
