@@ -46,7 +46,6 @@ var exceptions = []exception{
 	{`packet:node-internet`, `c\d (destination|dns|payload).*`, false, "the customer's own traffic, behind NAT, is what a VPN carries"},
 
 	// The memory of live sessions: fact "session" of the inventory.
-	{`kernel:control/net/nf_conntrack`, `c\d address.*`, true, "kernel:conntrack, of the app API"},
 	{`kernel:(nl-ams|us-nyc)-1/net/nf_conntrack`, `c\d (destination|tunnel).*`, true, "kernel:conntrack; of a VPN port there is nothing"},
 	{`kernel:[^/]+/net/tcp6?`, `c\d address.*`, true, "the socket of a customer's TCP connection, to OpenVPN or to the app API"},
 	{`kernel:(nl-ams|us-nyc)-1/nft`, `c\d tunnel.*`, true, "kernel:nft-up4 and its like: the live tunnel addresses, by which the kernel counts"},
