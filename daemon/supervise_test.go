@@ -299,6 +299,22 @@ func TestSupervisorKills(t *testing.T) {
 	a.want(t, "start deaf, silent, ended 0, start mute, restarted 1, silent, ended 0, start good, restarted 2, talk, ended 0")
 }
 
+// TestSupervisorWaits shows that nothing is started while somebody still thinks of the former process.
+func TestSupervisorWaits(t *testing.T) {
+	a := supervise(t, filepath.Join(t.TempDir(), "s"), func(a *agent) {
+		a.sup.Talk = func(ctx context.Context, c *talk) bool {
+			defer a.note("hung up")
+			defer time.Sleep(500 * time.Millisecond) // a process is started again after 100
+			return a.talk(ctx, c)
+		}
+	}, "good")
+	if err := unix.Kill(a.conversation(t, 1).pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a.conversation(t, 2)
+	a.want(t, "start good, talk, hung up, ended 0, start good, restarted 1, talk")
+}
+
 // TestSupervisorWithout ends one that has nothing to stop.
 func TestSupervisorWithout(t *testing.T) {
 	a := supervise(t, filepath.Join(t.TempDir(), "s"), nil, "none")
