@@ -74,18 +74,17 @@ func (lone) Fatalf(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...); o
 
 // agentMain serves until it is killed.
 func agentMain() int {
-	var c pki
+	var c credential
 	if err := json.NewDecoder(os.Stdin).Decode(&c); err != nil {
 		return 1
 	}
 	saved := c
-	credentials = func() pki { return saved }
+	credentials = func() credential { return saved }
 	s := launch(lone{}, config(os.Getenv("DIR")), os.NewFile(3, "ledger"))
 	for heard := 0; ; time.Sleep(5 * time.Millisecond) {
-		s.core.mu.Lock()
-		for ; heard < len(s.core.journal); heard++ {
-			fmt.Println(s.core.journal[heard])
+		for _, call := range s.core.told.Entries()[heard:] {
+			fmt.Println(call)
+			heard++
 		}
-		s.core.mu.Unlock()
 	}
 }

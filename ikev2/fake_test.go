@@ -77,10 +77,8 @@ func speak(c net.Conn, mode string) {
 // fake returns a program that says it is charon and is not.
 func fake(t *testing.T, dir, mode string) string {
 	t.Helper()
-	must(t, testkit.Command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
-	script := fmt.Sprintf("#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin %s=fake-%s exec %s/self\n", nested, mode, dir)
 	path := filepath.Join(dir, "charon-systemd")
-	testkit.Install(t, path, script)
+	testkit.StandIn(t, path, "", "PATH=/usr/sbin:/usr/bin:/sbin:/bin "+nested+"=fake-"+mode)
 	return path
 }
 
@@ -101,13 +99,13 @@ func TestMisbehaving(t *testing.T) {
 			case "deaf":
 				want = "trouble part=ikev2 kind=unavailable"
 			case "drop-terminate":
-				s.core.await(t, "resume", 1, 5*time.Second)
+				s.core.told.Await(t, "resume", 1, 5*time.Second)
 				nobody := session.Login{Proof: func(*[16]byte) bool { return false }}
 				if _, err := s.Admit(session.Ref{Daemon: daemonID, Client: 5}, nobody); err == nil {
 					t.Error("somebody got in without a password")
 				}
 				s.Kill(session.Ref{Daemon: daemonID, Client: 5})
-				s.core.await(t, "resume", 3, 5*time.Second) // the order is not lost with the connection
+				s.core.told.Await(t, "resume", 3, 5*time.Second) // the order is not lost with the connection
 				s.stop()
 				if !strings.Contains(s.log.String(), "mumbled part=ikev2 lines=") {
 					t.Errorf("what it printed since the first login is not reported: %s", s.log)
@@ -118,8 +116,8 @@ func TestMisbehaving(t *testing.T) {
 			if strings.HasPrefix(mode, "refuse-load-c") || s.core.Count() != 0 {
 				return
 			}
-			if s.core.count("resume") != 0 {
-				t.Errorf("journal %q", s.core.journal)
+			if s.core.told.Count("resume") != 0 {
+				t.Errorf("journal %q", s.core.told.Entries())
 			}
 		})
 	}

@@ -30,7 +30,7 @@ func TestLife(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newLedger(t))
 	c := newCustomer(t)
 	c.up(t)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	ref, login, grant := s.core.latest()
 	if login.Peer.Reveal() != netip.MustParseAddr(fmt.Sprintf("10.99.%d.2", c.n)) || login.Protocol != protocol.IKEv2 || login.Username.Reveal() != c.user {
 		t.Errorf("login of %q from %s by %s", login.Username.Reveal(), login.Peer.Reveal(), login.Protocol)
@@ -46,7 +46,7 @@ func TestLife(t *testing.T) {
 	c.ping(t)
 	hunt(t, s, c.user)
 	c.leave(t)
-	s.core.await(t, "end", 1, 2*time.Second)
+	s.core.told.Await(t, "end", 1, 2*time.Second)
 	if n := ikev2.Clients(s.Server); n != 0 {
 		t.Errorf("%d clients have left", n)
 	}
@@ -106,7 +106,7 @@ func TestRefused(t *testing.T) {
 	if err := c.connect(t, "user", password, []string{"aes256-sha1-modp1024", "aes256-sha1"}); err == nil {
 		t.Error("MODP-1024 was agreed to")
 	}
-	if n := s.core.count("admit"); n != 0 || s.core.Count() != 0 || s.core.ledger.Pending() != 0 {
+	if n := s.core.told.Count("admit"); n != 0 || s.core.Count() != 0 || s.core.ledger.Pending() != 0 {
 		t.Errorf("%d admitted, %d sessions", n, s.core.Count())
 	}
 	c.up(t)
@@ -114,8 +114,8 @@ func TestRefused(t *testing.T) {
 	s.Kill(session.Ref{Daemon: daemonID + 1, Client: 1})
 	time.Sleep(200 * time.Millisecond)
 	c.ping(t)
-	if !strings.Contains(s.log.String(), "started") || s.core.count("end") != 0 {
-		t.Errorf("journal %q", s.core.journal)
+	if !strings.Contains(s.log.String(), "started") || s.core.told.Count("end") != 0 {
+		t.Errorf("journal %q", s.core.told.Entries())
 	}
 }
 
@@ -144,7 +144,7 @@ func TestProposals(t *testing.T) {
 		testkit.Eventually(t, 5*time.Second, func() bool { return strings.Count(c.log(), "CHILD_SA net{") >= 3*i+2 }, c.log)
 		c.ping(t)
 		c.leave(t)
-		s.core.await(t, "end", i+1, 2*time.Second)
+		s.core.told.Await(t, "end", i+1, 2*time.Second)
 	}
 	t.Logf("%d proposals", len(list))
 }
@@ -154,7 +154,7 @@ func TestRekey(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newLedger(t))
 	c := newCustomer(t)
 	c.up(t)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	ref, _, grant := s.core.latest()
 	before := c.sa(t)
 	c.call(t, "rekey", new(vici.Message).Set("child", "net"))
@@ -175,12 +175,12 @@ func TestRekey(t *testing.T) {
 			t.Fatalf("rekeying %d, %s", i, what)
 		}
 	}
-	if s.core.count("admit") != 1 || s.core.count("end") != 0 || s.core.count("established") != 1 || ikev2.Clients(s.Server) != 1 {
-		t.Errorf("journal %q", s.core.journal)
+	if s.core.told.Count("admit") != 1 || s.core.told.Count("end") != 0 || s.core.told.Count("established") != 1 || ikev2.Clients(s.Server) != 1 {
+		t.Errorf("journal %q", s.core.told.Entries())
 	}
 	// The operator still finds it.
 	s.Kill(ref)
-	s.core.await(t, "end", 1, time.Second)
+	s.core.told.Await(t, "end", 1, time.Second)
 	testkit.Eventually(t, 2*time.Second, func() bool { return c.says("received DELETE for IKE_SA") }, c.log)
 	if records := s.core.ledger.Freeze().Records; len(records) != 1 || !grant.V4.IsValid() {
 		t.Errorf("records %+v", records)
@@ -198,8 +198,8 @@ func TestRoam(t *testing.T) {
 			return c.run("ping -q -c 1 -W 1 "+session.SubnetsOf(daemonID).V4.Addr().Next().String()) == nil
 		}, c.log)
 	}
-	if s.core.count("admit") != 1 || s.core.count("end") != 0 || !c.says("MOBIKE") {
-		t.Errorf("journal %q", s.core.journal)
+	if s.core.told.Count("admit") != 1 || s.core.told.Count("end") != 0 || !c.says("MOBIKE") {
+		t.Errorf("journal %q", s.core.told.Entries())
 	}
 }
 
@@ -220,11 +220,11 @@ func TestEnds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCustomer(t)
 			c.up(t)
-			s.core.await(t, "established", i+1, time.Second)
+			s.core.told.Await(t, "established", i+1, time.Second)
 			ref, _, _ := s.core.latest()
 			began := time.Now()
 			tt.end(c, ref)
-			s.core.await(t, "end", i+1, tt.limit)
+			s.core.told.Await(t, "end", i+1, tt.limit)
 			t.Logf("ended after %s", time.Since(began).Round(time.Millisecond))
 			if tt.says != "" {
 				testkit.Eventually(t, 2*time.Second, func() bool { return c.says(tt.says) }, c.log)
@@ -283,7 +283,7 @@ func TestAbandoned(t *testing.T) {
 	// One that was up before is not ended by it.
 	c = newCustomer(t)
 	c.up(t)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	up, _, _ := s.core.latest()
 	s.End(up)
 	c.ping(t)
@@ -333,7 +333,7 @@ func TestAgentRestart(t *testing.T) {
 	c, gone := newCustomer(t), newCustomer(t)
 	c.up(t)
 	gone.up(t)
-	s.core.await(t, "established", 2, time.Second)
+	s.core.told.Await(t, "established", 2, time.Second)
 	before := testkit.Processes(commandLine)
 	pinging := exec.Command("nsenter", "-n", "-t", fmt.Sprint(c.holder.Process.Pid), "ping", "-q", "-i", "0.05", "-c", "100", "-W", "2",
 		session.SubnetsOf(daemonID).V4.Addr().Next().String())
@@ -344,11 +344,11 @@ func TestAgentRestart(t *testing.T) {
 	// The connection breaks, the agent stays; a customer leaves meanwhile.
 	hangUp(t, s)
 	gone.leave(t)
-	s.core.await(t, "end", 1, 3*time.Second)
-	s.core.await(t, "resume 1", 1, 3*time.Second)
+	s.core.told.Await(t, "end", 1, 3*time.Second)
+	s.core.told.Await(t, "resume 1", 1, 3*time.Second)
 
 	s.stop()
-	if n := s.core.count("end"); n != 1 {
+	if n := s.core.told.Count("end"); n != 1 {
 		t.Fatalf("a detached agent ended %d sessions", n-1)
 	}
 	number := c.sa(t)
@@ -365,7 +365,7 @@ func TestAgentRestart(t *testing.T) {
 		t.Error("somebody got in without an agent")
 	}
 	s = start(t, cfg, f)
-	s.core.await(t, "resume 1", 1, 3*time.Second)
+	s.core.told.Await(t, "resume 1", 1, 3*time.Second)
 	if s.core.Count() != 1 || ikev2.Clients(s.Server) != 1 {
 		t.Errorf("%d sessions, %d clients", s.core.Count(), ikev2.Clients(s.Server))
 	}
@@ -379,7 +379,7 @@ func TestAgentRestart(t *testing.T) {
 		t.Errorf("log %q", s.log)
 	}
 	c.leave(t)
-	s.core.await(t, "end", 1, time.Second)
+	s.core.told.Await(t, "end", 1, time.Second)
 	if n := len(s.core.ledger.Freeze().Records); n != 1 {
 		t.Errorf("%d merged records, want 1", n)
 	}
@@ -390,13 +390,13 @@ func TestProcessKilled(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newLedger(t))
 	c := newCustomer(t)
 	c.up(t)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	killed := time.Now()
 	for _, pid := range testkit.Processes(commandLine) {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
 	testkit.Eventually(t, time.Second, func() bool { return s.core.Count() == 0 }, func() string { return "the session did not end with charon" })
-	testkit.Eventually(t, 5*time.Second, func() bool { return s.core.count("resume") == 2 && s.serves() }, s.log.String)
+	testkit.Eventually(t, 5*time.Second, func() bool { return s.core.told.Count("resume") == 2 && s.serves() }, s.log.String)
 	t.Logf("charon back after %s", time.Since(killed).Round(time.Millisecond))
 	other := newCustomer(t)
 	other.up(t)
@@ -439,7 +439,7 @@ func TestSilence(t *testing.T) {
 		t.Error("a wrong password got in")
 	}
 	c.up(t)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	was := c.sa(t)
 	c.call(t, "rekey", new(vici.Message).Set("ike", "lethe"))
 	testkit.Eventually(t, 5*time.Second, func() bool { now := c.sa(t); return now != "" && now != was }, c.log) // or the child is nobody's for a moment
@@ -450,7 +450,7 @@ func TestSilence(t *testing.T) {
 	}, c.log)
 	ref, _, _ := s.core.latest()
 	s.Kill(ref)
-	s.core.await(t, "end", 1, 2*time.Second)
+	s.core.told.Await(t, "end", 1, 2*time.Second)
 	for i, to := range []int{ikev2.Port, ikev2.PortNAT} { // junk
 		conn, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", to))
 		must(t, err)
@@ -463,9 +463,9 @@ func TestSilence(t *testing.T) {
 	cut, dead := newCustomer(t), newCustomer(t)
 	cut.up(t)
 	dead.up(t)
-	s.core.await(t, "established", 3, time.Second)
+	s.core.told.Await(t, "established", 3, time.Second)
 	dead.kill()
-	s.core.await(t, "end", 2, 10*time.Second)
+	s.core.told.Await(t, "end", 2, 10*time.Second)
 	s.core.setRefuse(fault.New(fault.Unavailable, "no database"))
 	if err := c.connect(t, "eve", password, modern); err == nil {
 		t.Error("somebody got in without a database")

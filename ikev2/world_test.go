@@ -2,14 +2,8 @@ package ikev2_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -28,6 +22,7 @@ import (
 	"lethe/fault"
 	"lethe/ikev2"
 	"lethe/internal/testkit"
+	"lethe/lab/pki"
 	"lethe/ledger"
 	"lethe/location"
 	"lethe/private"
@@ -127,50 +122,31 @@ func must(tb testing.TB, err error) {
 }
 
 // credentials are a server's, made once.
-type pki struct{ CA, Cert, Key string }
+type credential struct{ CA, Cert, Key string }
 
-var credentials = sync.OnceValue(func() (c pki) {
-	must := func(err error) {
-		if err != nil {
-			panic(err)
-		}
+var credentials = sync.OnceValue(func() credential {
+	ca, err := pki.NewAuthority("test CA")
+	var pair pki.Pair
+	if err == nil {
+		pair, err = ca.IssueVPN(serverName)
 	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	from, to := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotBefore: from, NotAfter: to, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: serverName}, DNSNames: []string{serverName}, NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	must(err)
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-	must(err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	must(err)
-	c.CA = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))
-	c.Cert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})) + c.CA
-	c.Key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
-	return c
+	if err != nil {
+		panic(err)
+	}
+	return credential{CA: ca.PEM, Cert: pair.Certificate + ca.PEM, Key: pair.Key}
 })
 
 // core is the server's core, real but for its database and counters. It keeps a journal of the calls.
 type core struct {
 	*session.Registry
+	told   testkit.Journal
 	ledger *ledger.Ledger
 
-	mu      sync.Mutex
-	refuse  error
-	logins  []session.Login
-	grants  []session.Grant
-	last    session.Ref
-	journal []string
-}
-
-func (c *core) note(format string, args ...any) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.journal = append(c.journal, fmt.Sprintf(format, args...))
+	mu     sync.Mutex
+	refuse error
+	logins []session.Login
+	grants []session.Grant
+	last   session.Ref
 }
 
 func (c *core) check(l session.Login) error {
@@ -194,7 +170,7 @@ func (c *core) setRefuse(err error) {
 func (c *core) Admit(ref session.Ref, l session.Login) (session.Grant, error) {
 	g, err := c.Registry.Admit(ref, l)
 	if err == nil {
-		c.note("admit")
+		c.told.Note("admit")
 		c.mu.Lock()
 		c.logins, c.grants, c.last = append(c.logins, l), append(c.grants, g), ref
 		c.mu.Unlock()
@@ -202,48 +178,28 @@ func (c *core) Admit(ref session.Ref, l session.Login) (session.Grant, error) {
 	return g, err
 }
 
-func (c *core) Established(ref session.Ref) { c.Registry.Established(ref); c.note("established") }
+func (c *core) Established(ref session.Ref) { c.Registry.Established(ref); c.told.Note("established") }
 
 func (c *core) End(ref session.Ref) {
 	before := c.Count()
 	c.Registry.End(ref)
 	if c.Count() < before {
-		c.note("end")
+		c.told.Note("end")
 	}
 }
 
 func (c *core) Resume(d uint8, live []session.Live) {
 	c.Registry.Resume(d, live)
-	c.note("resume %d", len(live))
+	c.told.Note("resume %d", len(live))
 }
 
-func (c *core) Reset(d uint8) { c.Registry.Reset(d); c.note("reset") }
+func (c *core) Reset(d uint8) { c.Registry.Reset(d); c.told.Note("reset") }
 
 // latest returns the session that was admitted last.
 func (c *core) latest() (session.Ref, session.Login, session.Grant) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last, c.logins[len(c.logins)-1], c.grants[len(c.grants)-1]
-}
-
-func (c *core) count(what string) (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, j := range c.journal {
-		if strings.HasPrefix(j, what) {
-			n++
-		}
-	}
-	return n
-}
-
-func (c *core) await(tb testing.TB, what string, n int, limit time.Duration) {
-	tb.Helper()
-	testkit.Eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return fmt.Sprintf("want %d × %q, got %q", n, what, c.journal)
-	})
 }
 
 // counters is a session.Counters that counts nothing.
@@ -334,7 +290,7 @@ func (d *door) Admit(ref session.Ref, l session.Login) (session.Grant, error) {
 func start(tb testing.TB, cfg ikev2.Config, f *os.File) *server {
 	tb.Helper()
 	s := launch(tb, cfg, f)
-	s.core.await(tb, "resume", 1, 10*time.Second)
+	s.core.told.Await(tb, "resume", 1, 10*time.Second)
 	testkit.Eventually(tb, 5*time.Second, s.serves, s.log.String)
 	return s
 }

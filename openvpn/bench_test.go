@@ -25,7 +25,7 @@ func bare(tb testing.TB, p protocol.ID, port int, script string) {
 	proto := map[protocol.ID]string{protocol.OpenVPNUDP: "udp6", protocol.OpenVPNTCP: "tcp6-server\nsocket-flags TCP_NODELAY"}[p]
 	text := fmt.Sprintf("dev-type tun\ndev bare%d\nproto %s\nport %d\ntopology subnet\nserver 10.%d.0.0 255.255.0.0\ndh none\nverb 0\nkeepalive 1 6\nduplicate-cn\n"+
 		"tls-version-min 1.3\ndata-ciphers AES-256-GCM:CHACHA20-POLY1305\n<ca>\n%s</ca>\n<cert>\n%s</cert>\n<key>\n%s</key>\n<tls-crypt>\n%s</tls-crypt>\n",
-		port%1000, proto, port, port%100+100, c.ca, c.cert, c.key, c.tlsCrypt)
+		port%1000, proto, port, port%100+100, c.ca, c.server.Certificate, c.server.Key, c.tlsCrypt)
 	if p == protocol.OpenVPNUDP {
 		text += "connect-freq-initial 1000 1\n" // like ours; without it ten clients a second are let in
 	}
@@ -73,7 +73,7 @@ func BenchmarkConnect(b *testing.B) {
 			base := 30000 + 10*int(p)
 			bare(b, p, base, script)
 			bare(b, p, base+1, "")
-			cert := "<cert>\n" + credentials().clientCert + "</cert>\n<key>\n" + credentials().key + "</key>"
+			cert := "<cert>\n" + credentials().customer.Certificate + "</cert>\n<key>\n" + credentials().customer.Key + "</key>"
 			var got [3][]time.Duration
 			for i := 0; b.Loop(); i++ {
 				file := filepath.Join(b.TempDir(), "credentials")
@@ -126,7 +126,7 @@ func BenchmarkConnects(b *testing.B) {
 	bare(b, protocol.OpenVPNUDP, 30101, "")
 	file := filepath.Join(b.TempDir(), "credentials")
 	must(b, os.WriteFile(file, []byte("user\n"+password+"\n"), 0o600))
-	cert := "<cert>\n" + credentials().clientCert + "</cert>\n<key>\n" + credentials().key + "</key>"
+	cert := "<cert>\n" + credentials().customer.Certificate + "</cert>\n<key>\n" + credentials().customer.Key + "</key>"
 	ways := []struct {
 		name, dev, extra string
 		port             uint16

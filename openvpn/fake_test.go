@@ -104,10 +104,8 @@ func dawdle(c net.Conn) {
 // fake returns a program that says it is openvpn and is not.
 func fake(t *testing.T, dir, mode string) string {
 	t.Helper()
-	must(t, testkit.Command(fmt.Sprintf("cp /proc/%d/exe ", os.Getpid())+filepath.Join(dir, "self")))
-	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && exec openvpn --version\n%s=fake-%s exec %s/self\n", nested, mode, dir)
 	path := filepath.Join(dir, "openvpn")
-	testkit.Install(t, path, script)
+	testkit.StandIn(t, path, `[ "$1" = --version ] && exec openvpn --version`, nested+"=fake-"+mode)
 	return path
 }
 
@@ -120,12 +118,12 @@ func TestMisbehaving(t *testing.T) {
 		{"deaf", func(s *server) bool {
 			return strings.Contains(s.log.String(), "kind=unavailable") && strings.Contains(s.log.String(), "restarted")
 		}},
-		{"mute", func(s *server) bool { return s.core.count("admit") == 1 }},
+		{"mute", func(s *server) bool { return s.core.told.Count("admit") == 1 }},
 		{"liar", func(s *server) bool { return strings.Contains(s.log.String(), "trouble part=openvpn kind=internal") }},
 		{"refuser", func(s *server) bool {
-			return s.core.count("admit") == 1 && s.core.count("end") == 1 && s.core.count("renew") == 1
+			return s.core.told.Count("admit") == 1 && s.core.told.Count("end") == 1 && s.core.told.Count("renew") == 1
 		}},
-		{"busy", func(s *server) bool { return s.core.count("end") == 1 && s.core.count("renew") == 0 }},
+		{"busy", func(s *server) bool { return s.core.told.Count("end") == 1 && s.core.told.Count("renew") == 0 }},
 	} {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
@@ -134,7 +132,7 @@ func TestMisbehaving(t *testing.T) {
 			cfg.Binary, cfg.FirstDaemon = fake(t, dir, tt.mode), uint8(10+i)
 			cfg.Transports = cfg.Transports[:1]
 			s := start(t, cfg, newCore())
-			testkit.Eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.journal) })
+			testkit.Eventually(t, 20*time.Second, func() bool { return tt.until(s) }, func() string { return fmt.Sprint(s.log, s.core.told.Entries()) })
 			s.Kill(session.Ref{Daemon: cfg.FirstDaemon, Client: 1})
 			s.stop()
 			if tt.mode == "refuser" && !strings.Contains(s.log.String(), "mumbled part=openvpn lines=") {

@@ -35,7 +35,7 @@ func TestLife(t *testing.T) {
 		const user = "marked-canary-name"
 		c := connect(t, p, user, password)
 		c.await(t, up, 20*time.Second)
-		s.core.await(t, "established", i+1, time.Second)
+		s.core.told.Await(t, "established", i+1, time.Second)
 		ref, grant := s.core.only(t)
 		if ref.Daemon != uint8(i) || openvpn.Clients(s.Server) != 1 {
 			t.Errorf("%s: daemon %d, %d clients; want %d, 1", p, ref.Daemon, openvpn.Clients(s.Server), i)
@@ -55,7 +55,7 @@ func TestLife(t *testing.T) {
 		}
 		hunt(t, s, user)
 		c.signal(syscall.SIGTERM)
-		s.core.await(t, "end", i+1, 8*time.Second) // OpenVPN forgets a client 5 s after its farewell
+		s.core.told.Await(t, "end", i+1, 8*time.Second) // OpenVPN forgets a client 5 s after its farewell
 	}
 	if n := openvpn.Clients(s.Server); n != 0 {
 		t.Errorf("%d clients have left", n)
@@ -135,7 +135,7 @@ func TestRefused(t *testing.T) {
 			})
 		}
 	}
-	if n := s.core.count("admit"); n != 0 {
+	if n := s.core.told.Count("admit"); n != 0 {
 		t.Errorf("%d admitted", n)
 	}
 }
@@ -173,17 +173,17 @@ func TestRenew(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newCore())
 	c := connect(t, protocol.OpenVPNUDP, "user", password, "reneg-sec 2")
 	c.await(t, up, 20*time.Second)
-	s.core.await(t, "renew", 1, 6*time.Second)
+	s.core.told.Await(t, "renew", 1, 6*time.Second)
 	s.core.setRefuse(fault.New(fault.Unavailable, "no database")) // live tunnels stay
-	n := s.core.count("renew")
-	s.core.await(t, "renew", n+2, 10*time.Second)
+	n := s.core.told.Count("renew")
+	s.core.told.Await(t, "renew", n+2, 10*time.Second)
 	v4, _ := gates(0)
-	if err := c.ping(t, v4); err != nil || s.core.count("end") != 0 {
+	if err := c.ping(t, v4); err != nil || s.core.told.Count("end") != 0 {
 		t.Errorf("a live tunnel ended while the database was away: %v", err)
 	}
 	s.core.setRefuse(fault.New(fault.Expired, "licence ended"))
 	c.await(t, "AUTH_FAILED,licence-expired", 6*time.Second)
-	s.core.await(t, "end", 1, time.Second)
+	s.core.told.Await(t, "end", 1, time.Second)
 }
 
 func TestEnds(t *testing.T) {
@@ -205,10 +205,10 @@ func TestEnds(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := connect(t, tt.p, "user", password)
 			c.await(t, up, 20*time.Second)
-			s.core.await(t, "established", i+1, time.Second)
+			s.core.told.Await(t, "established", i+1, time.Second)
 			ref, _ := s.core.only(t)
 			tt.end(c, ref)
-			s.core.await(t, "end", i+1, tt.limit)
+			s.core.told.Await(t, "end", i+1, tt.limit)
 			if tt.says != "" {
 				c.await(t, tt.says, time.Second)
 				<-c.done // it does not come back
@@ -235,11 +235,11 @@ func TestStop(t *testing.T) {
 	tcp := connect(t, protocol.OpenVPNTCP, "user", password)
 	udp.await(t, up, 20*time.Second)
 	tcp.await(t, up, 20*time.Second)
-	s.core.await(t, "established", 2, time.Second)
+	s.core.told.Await(t, "established", 2, time.Second)
 	s.stop()
 	udp.await(t, "reset command was pushed by server ('[N]')", time.Second)
 	tcp.await(t, "Connection reset", time.Second)
-	if n := s.core.count("end"); n != 2 {
+	if n := s.core.told.Count("end"); n != 2 {
 		t.Errorf("%d sessions ended, want 2", n)
 	}
 }
@@ -304,14 +304,14 @@ func TestAgentRestart(t *testing.T) {
 	s := start(t, first, newCore())
 	c := connect(t, protocol.OpenVPNUDP, "user", password)
 	c.await(t, up, 20*time.Second)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	ref, grant := s.core.only(t)
 	before := testkit.Processes(commandLine)
 
 	// The connection breaks, the agent stays.
 	openvpn.Hangup(s.Server)
 	s.Kill(session.Ref{Daemon: ref.Daemon, Client: 999}) // waits for the new connection
-	s.core.await(t, "resume 0 1", 1, 2*time.Second)
+	s.core.told.Await(t, "resume 0 1", 1, 2*time.Second)
 
 	// The agent ends in order; the next one is killed; the third takes over and stops in order.
 	pinging := exec.Command("nsenter", "-n", "-t", namespace(t), "ping", "-q", "-i", "0.05", "-c", "60", "-I", c.dev, first4())
@@ -319,7 +319,7 @@ func TestAgentRestart(t *testing.T) {
 	pinging.Stdout = &out
 	must(t, pinging.Start())
 	s.stop()
-	if n := s.core.count("end"); n != 0 {
+	if n := s.core.told.Count("end"); n != 0 {
 		t.Fatalf("a detached agent ended %d sessions", n)
 	}
 	agent := startAgent(t, cfg.RuntimeDir)
@@ -331,7 +331,7 @@ func TestAgentRestart(t *testing.T) {
 		s = start(t, cfg, newCore())
 		late.await(t, up, 8*time.Second) // told to try again, it gets in
 	}
-	s.core.await(t, "resume 0 1", 1, 2*time.Second)
+	s.core.told.Await(t, "resume 0 1", 1, 2*time.Second)
 	s.core.mu.Lock()
 	if got := s.core.live[ref]; got.V4 != grant.V4 {
 		t.Errorf("resumed with %v, want %v", got, grant)
@@ -347,7 +347,7 @@ func TestAgentRestart(t *testing.T) {
 		t.Errorf("log %q", s.log)
 	}
 	s.Kill(ref)
-	s.core.await(t, "end 0", 1, time.Second)
+	s.core.told.Await(t, "end 0", 1, time.Second)
 	c.await(t, "Halt command was pushed", time.Second)
 }
 
@@ -372,7 +372,7 @@ func startAgent(t *testing.T, dir string) *agent {
 	t.Helper()
 	a := &agent{cmd: exec.Command("/proc/self/exe"), out: &lines{c: make(chan string, 1000)}}
 	c := credentials()
-	in, err := json.Marshal([]string{dir, c.ca, c.cert, c.key, c.tlsCrypt})
+	in, err := json.Marshal([]string{dir, c.ca, c.server.Certificate, c.server.Key, c.tlsCrypt})
 	must(t, err)
 	a.cmd.Env = append(os.Environ(), nested+"=agent")
 	a.cmd.Stdin, a.cmd.Stdout, a.cmd.Stderr = bytes.NewReader(in), a.out, os.Stderr
@@ -402,13 +402,13 @@ func TestProcessKilled(t *testing.T) {
 	s := start(t, config(runtimeDir(t)), newCore())
 	c := connect(t, protocol.OpenVPNTCP, "user", password)
 	c.await(t, up, 20*time.Second)
-	s.core.await(t, "established", 1, time.Second)
+	s.core.told.Await(t, "established", 1, time.Second)
 	killed := time.Now()
 	for _, pid := range testkit.Processes(commandLine) {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
-	s.core.await(t, "end", 1, time.Second)
-	s.core.await(t, "established", 2, 10*time.Second) // the client comes back by itself
+	s.core.told.Await(t, "end", 1, time.Second)
+	s.core.told.Await(t, "established", 2, 10*time.Second) // the client comes back by itself
 	t.Logf("client back after %s", time.Since(killed))
 	if n := strings.Count(s.log.String(), "restarted part=openvpn"); n != 2 {
 		t.Errorf("%d restarts, want 2", n)

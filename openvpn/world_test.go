@@ -3,16 +3,9 @@ package openvpn_test
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -27,6 +20,7 @@ import (
 	"lethe/event"
 	"lethe/fault"
 	"lethe/internal/testkit"
+	"lethe/lab/pki"
 	"lethe/location"
 	"lethe/openvpn"
 	"lethe/private"
@@ -108,63 +102,37 @@ func namespace(tb testing.TB) string {
 }
 
 // credentials are a server's, made once.
-var credentials = sync.OnceValue(func() (c struct{ ca, cert, key, clientCert, tlsCrypt string }) {
-	must := func(err error) {
-		if err != nil {
-			panic(err)
-		}
+var credentials = sync.OnceValue(func() (c struct {
+	ca, tlsCrypt     string
+	server, customer pki.Pair
+}) {
+	ca, err := pki.NewAuthority("test CA")
+	if err == nil {
+		c.server, err = ca.IssueVPN("nl-ams-1")
 	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	from, to := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotBefore: from, NotAfter: to, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "nl-ams-1"}, NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	must(err)
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-	must(err)
-	leaf.SerialNumber, leaf.Subject.CommonName, leaf.ExtKeyUsage = big.NewInt(3), "customer", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	clientDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-	must(err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	must(err)
-	static := make([]byte, 256)
-	_, _ = rand.Read(static)
-	var lines strings.Builder
-	for i := range 16 {
-		lines.WriteString(hex.EncodeToString(static[16*i:16*i+16]) + "\n")
+	if err == nil {
+		c.customer, err = ca.Issue("customer", x509.ExtKeyUsageClientAuth, nil)
 	}
-	c.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))
-	c.cert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	c.clientCert = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: clientDER}))
-	c.key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
-	c.tlsCrypt = "-----BEGIN OpenVPN Static key V1-----\n" + lines.String() + "-----END OpenVPN Static key V1-----\n"
+	if err != nil {
+		panic(err)
+	}
+	c.ca, c.tlsCrypt = ca.PEM, pki.NewTLSCrypt()
 	return c
 })
 
 // core is a session.Core in memory. It keeps a journal of the calls, without names.
 type core struct {
-	mu      sync.Mutex
-	refuse  error
-	logins  []session.Login
-	live    map[session.Ref]session.Grant
-	journal []string
-	next    int
-	changed chan struct{}
+	told testkit.Journal
+
+	mu     sync.Mutex
+	refuse error
+	logins []session.Login
+	live   map[session.Ref]session.Grant
+	next   int
 }
 
 func newCore() *core {
-	return &core{live: map[session.Ref]session.Grant{}, changed: make(chan struct{}, 1)}
-}
-
-func (c *core) note(format string, args ...any) {
-	c.journal = append(c.journal, fmt.Sprintf(format, args...))
-	select {
-	case c.changed <- struct{}{}:
-	default:
-	}
+	return &core{live: map[session.Ref]session.Grant{}}
 }
 
 func (c *core) check(pass private.Value[string]) error {
@@ -182,14 +150,14 @@ func (c *core) Admit(ref session.Ref, in session.Login) (session.Grant, error) {
 	defer c.mu.Unlock()
 	c.logins = append(c.logins, in)
 	if err := c.check(in.Password); err != nil {
-		c.note("refuse %d", ref.Daemon)
+		c.told.Note("refuse %d", ref.Daemon)
 		return session.Grant{}, err
 	}
 	nets := session.SubnetsOf(ref.Daemon)
 	c.next++
 	g := session.Grant{V4: nth(nets.V4, 100+c.next), V6: nth(nets.V6, 100+c.next)}
 	c.live[ref] = g
-	c.note("admit %d", ref.Daemon)
+	c.told.Note("admit %d", ref.Daemon)
 	return g, nil
 }
 
@@ -204,7 +172,7 @@ func nth(p netip.Prefix, n int) netip.Addr {
 func (c *core) Renew(ref session.Ref, user, pass private.Value[string]) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note("renew %d", ref.Daemon)
+	c.told.Note("renew %d", ref.Daemon)
 	if _, ok := c.live[ref]; !ok {
 		return fault.New(fault.Unauthenticated, "no such session")
 	}
@@ -214,7 +182,7 @@ func (c *core) Renew(ref session.Ref, user, pass private.Value[string]) error {
 func (c *core) Established(ref session.Ref) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.note("established %d", ref.Daemon)
+	c.told.Note("established %d", ref.Daemon)
 }
 
 func (c *core) End(ref session.Ref) {
@@ -222,7 +190,7 @@ func (c *core) End(ref session.Ref) {
 	defer c.mu.Unlock()
 	if _, ok := c.live[ref]; ok {
 		delete(c.live, ref)
-		c.note("end %d", ref.Daemon)
+		c.told.Note("end %d", ref.Daemon)
 	}
 }
 
@@ -236,13 +204,13 @@ func (c *core) Resume(d uint8, live []session.Live) {
 	for ref := range c.live {
 		if _, ok := keep[ref]; ref.Daemon == d && !ok {
 			delete(c.live, ref)
-			c.note("end %d", d)
+			c.told.Note("end %d", d)
 		}
 	}
 	for ref, g := range keep {
 		c.live[ref] = g
 	}
-	c.note("resume %d %d", d, len(live))
+	c.told.Note("resume %d %d", d, len(live))
 }
 
 func (c *core) Reset(d uint8) {
@@ -251,10 +219,10 @@ func (c *core) Reset(d uint8) {
 	for ref := range c.live {
 		if ref.Daemon == d {
 			delete(c.live, ref)
-			c.note("end %d", d)
+			c.told.Note("end %d", d)
 		}
 	}
-	c.note("reset %d", d)
+	c.told.Note("reset %d", d)
 }
 
 // only returns the one live session.
@@ -263,7 +231,7 @@ func (c *core) only(tb testing.TB) (session.Ref, session.Grant) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.live) != 1 {
-		tb.Fatalf("%d live sessions, want 1: %q", len(c.live), c.journal)
+		tb.Fatalf("%d live sessions, want 1: %q", len(c.live), c.told.Entries())
 	}
 	for ref, g := range c.live {
 		return ref, g
@@ -275,27 +243,6 @@ func (c *core) setRefuse(err error) {
 	c.mu.Lock()
 	c.refuse = err
 	c.mu.Unlock()
-}
-
-func (c *core) count(what string) (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, j := range c.journal {
-		if strings.HasPrefix(j, what) {
-			n++
-		}
-	}
-	return n
-}
-
-// await waits until the journal holds n entries that begin with what.
-func (c *core) await(tb testing.TB, what string, n int, limit time.Duration) {
-	tb.Helper()
-	testkit.Eventually(tb, limit, func() bool { return c.count(what) >= n }, func() string {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return fmt.Sprintf("want %d × %q, got %q", n, what, c.journal)
-	})
 }
 
 // server is a running openvpn.Server.
@@ -331,7 +278,7 @@ func config(dir string) openvpn.Config {
 	return openvpn.Config{
 		RuntimeDir: dir, UID: uid, GID: uid, Node: func() spec.Node { return node },
 		Transports:  []openvpn.Transport{{Protocol: protocol.OpenVPNUDP, Alone: udpPort, Port: udpPort, Processes: 1}, {Protocol: protocol.OpenVPNTCP, Alone: tcpPort, Port: tcpPort, Processes: 1}},
-		Certificate: private.Of(c.cert), Key: private.Of(c.key), TLSCrypt: private.Of(c.tlsCrypt),
+		Certificate: private.Of(c.server.Certificate), Key: private.Of(c.server.Key), TLSCrypt: private.Of(c.tlsCrypt),
 	}
 }
 

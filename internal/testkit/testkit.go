@@ -1,6 +1,6 @@
 // Package testkit is what the tests of several packages need: namespaces of their own ([InNamespaces]), a log
-// that is read while it is written ([Log]), waiting that ends as soon as it can ([Eventually]), and programs that
-// stand in for others ([Install]).
+// that is read while it is written ([Log]), the calls of a part ([Journal]), waiting that ends as soon as it can
+// ([Eventually]), and programs that stand in for others ([Install], [StandIn]).
 package testkit
 
 import (
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,42 @@ func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// Journal is what a part was told, an entry for each call. It is safe for concurrent use.
+type Journal struct {
+	mu      sync.Mutex
+	entries []string
+}
+
+// Note adds an entry.
+func (j *Journal) Note(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.entries = append(j.entries, fmt.Sprintf(format, args...))
+}
+
+// Entries returns a copy of all entries.
+func (j *Journal) Entries() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.entries)
+}
+
+// Count returns how many entries begin with what.
+func (j *Journal) Count(what string) (n int) {
+	for _, e := range j.Entries() {
+		if strings.HasPrefix(e, what) {
+			n++
+		}
+	}
+	return n
+}
+
+// Await waits until n entries begin with what.
+func (j *Journal) Await(tb testing.TB, what string, n int, limit time.Duration) {
+	tb.Helper()
+	Eventually(tb, limit, func() bool { return j.Count(what) >= n }, func() string { return fmt.Sprintf("want %d × %q, got %q", n, what, j.Entries()) })
 }
 
 // Eventually waits until ok and fails the test with otherwise when it is not in time.
@@ -128,4 +165,15 @@ func Install(tb testing.TB, path, script string) {
 	if out, err := cp.CombinedOutput(); err != nil {
 		tb.Fatalf("install: %v: %s", err, out)
 	}
+}
+
+// StandIn makes a program of the test binary: a shell script that begins with these lines and then runs a copy of it,
+// which lies beside and any user may run, with more in its environment ("KEY=value …").
+func StandIn(tb testing.TB, path, lines, environment string) {
+	tb.Helper()
+	self := filepath.Join(filepath.Dir(path), "self")
+	if err := Command(fmt.Sprintf("install -m 755 /proc/%d/exe %s", os.Getpid(), self)); err != nil {
+		tb.Fatal(err)
+	}
+	Install(tb, path, fmt.Sprintf("#!/bin/sh\n%s\n%s exec %s\n", lines, environment, self))
 }

@@ -27,6 +27,8 @@ const idle = "sleep\x003601\x00"
 
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(task) == "stand in":
+		os.Exit(9)
 	case os.Getenv(deeper) != "":
 		os.Exit(inside(os.Getenv(task)))
 	case os.Getenv(nested) != "" || os.Geteuid() != 0:
@@ -139,6 +141,23 @@ func TestLog(t *testing.T) {
 	}
 }
 
+func TestJournal(t *testing.T) {
+	var j testkit.Journal
+	go func() {
+		for i := range 3 {
+			j.Note("end %d", i)
+		}
+		j.Note("start")
+	}()
+	j.Await(t, "start", 1, time.Minute)
+	if got := j.Count("end "); got != 3 || fmt.Sprint(j.Entries()) != "[end 0 end 1 end 2 start]" {
+		t.Errorf("%d ends of %q", got, j.Entries())
+	}
+	if got := fails(t, func(tb testing.TB) { j.Await(tb, "start", 2, time.Millisecond) }); got != `after 1ms: want 2 × "start", got ["end 0" "end 1" "end 2" "start"]` {
+		t.Errorf("got %q", got)
+	}
+}
+
 // failing is a test that is expected to fail.
 type failing struct {
 	testing.TB
@@ -146,6 +165,8 @@ type failing struct {
 }
 
 func (*failing) Helper() {}
+
+func (f *failing) Fatal(args ...any) { f.said = fmt.Sprint(args...); panic(f) }
 
 func (f *failing) Fatalf(format string, args ...any) { f.said = fmt.Sprintf(format, args...); panic(f) }
 
@@ -197,6 +218,20 @@ func TestInstall(t *testing.T) {
 	}
 	wg.Wait()
 	if got := fails(t, func(tb testing.TB) { testkit.Install(tb, dir+"/none/x", "") }); !strings.HasPrefix(got, "install: exit status 1: ") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestStandIn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "program")
+	testkit.StandIn(t, path, `[ "$1" != version ] || exit 3`, task+"='stand in'")
+	if err := exec.Command(path).Run(); err == nil || err.Error() != "exit status 9" {
+		t.Errorf("the test binary did not run: %v", err)
+	}
+	if err := exec.Command(path, "version").Run(); err == nil || err.Error() != "exit status 3" {
+		t.Errorf("the lines did not run: %v", err)
+	}
+	if got := fails(t, func(tb testing.TB) { testkit.StandIn(tb, "/nonexistent/x", "", "") }); !strings.HasPrefix(got, "install -m 755 ") {
 		t.Errorf("got %q", got)
 	}
 }
