@@ -24,6 +24,7 @@ import (
 	"lethe/image/lock"
 	"lethe/image/release/cli"
 	"lethe/image/store"
+	"lethe/internal/command"
 	"lethe/version"
 )
 
@@ -161,6 +162,7 @@ func (p *program) command() *cobra.Command {
 			return p.print(map[string]string{"version": version.String()}, "lethe-image "+version.String())
 		}})
 	c.AddCommand(cli.Commands()...)
+	command.StrictHelp(c)
 	return c
 }
 

@@ -116,6 +116,7 @@ func TestRefusals(t *testing.T) {
 		args   []string
 	}{
 		"unknown command": {nil, 2, "unknown command", []string{"burn"}},
+		"unknown help":    {nil, 2, "no command \"burn\"", []string{"help", "burn"}},
 		"unknown flag":    {nil, 2, "see `lethe-image --help`", []string{"lock", "--nothing"}},
 		"not a tree":      {func(w *world) { w.Dir = "/" }, 3, "not Lethe's source tree", []string{"lock"}},
 		"not that tree":   {nil, 3, "not Lethe's source tree", []string{"lock", "--tree", "/nowhere"}},

@@ -60,7 +60,7 @@ var edges = map[string][]string{
 	"image/deb":   {},
 	"image/store": {},
 	"image/lock":  {"image/deb", "image/store"},
-	"image":       {"image/deb", "image/lock", "image/release/cli", "image/store"},
+	"image":       {"internal/command", "image/deb", "image/lock", "image/release/cli", "image/store"},
 	// image/tree is files before any file system is made of them; image/layout is what
 	// the builder and the programs in the image agree on.
 	"image/tree":   {},
