@@ -452,7 +452,7 @@ func (e *ends) acknowledgement() {
 		{newYork, e.guests[2:4], "lethe-control"},
 	} {
 		for tries := 1; !e.lose(c.server, c.pair); tries++ {
-			if tries == 8 { // about every second one succeeds
+			if tries == 24 { // about every second one succeeds, fewer on a busy machine
 				e.t.Fatalf("%s: %d times no acknowledgement was lost", c.server, tries)
 			}
 		}
