@@ -113,7 +113,12 @@ func Sign(c Content, s Signer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := encode(c, attributes, signature, s.Certificate)
+	return contentInfo(c, attributes, signature, s.Certificate)
+}
+
+// contentInfo writes ContentInfo around SignedData.
+func contentInfo(c Content, attributes, signature []byte, cert *x509.Certificate) ([]byte, error) {
+	body, err := encode(c, attributes, signature, cert)
 	if err != nil {
 		return nil, err
 	}
@@ -224,6 +229,7 @@ type Signed struct {
 	serial     *big.Int
 	attributes []byte // inside of [0], nil when there are none
 	signature  []byte
+	carried    []byte // the certificates in the message
 }
 
 // Parse reads SignedData with or without a ContentInfo around it. Bytes behind it
@@ -266,12 +272,36 @@ func parse(in cryptobyte.String) (*Signed, error) {
 			return nil, errFailure
 		}
 	}
-	// Certificates and revocation lists in the message are not needed: trust brings its own.
-	if !in.SkipOptionalASN1(context0) || !in.SkipOptionalASN1(context1) || !in.ReadASN1(&infos, der.SET) || !in.Empty() ||
+	// Certificates and revocation lists in the message are not believed: trust brings its own.
+	var carried cryptobyte.String
+	if !in.ReadOptionalASN1(&carried, nil, context0) || !in.SkipOptionalASN1(context1) || !in.ReadASN1(&infos, der.SET) || !in.Empty() ||
 		!infos.ReadASN1(&info, der.SEQUENCE) || !infos.Empty() || !s.signerInfo(info) {
 		return nil, errFailure
 	}
+	s.carried = carried
 	return &s, nil
+}
+
+// Own verifies a message by the certificate that it carries, which must be self-signed, and that it
+// is, bit for bit, what [Sign] makes. It says nothing about whom to trust: it
+// finds what verifiers leave out of account, when a bit of the message is another one.
+func Own(b []byte) (*Signed, error) {
+	s, err := Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	c, err := x509.ParseCertificate(s.carried)
+	if err != nil || c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) != nil {
+		return nil, ErrSigner
+	}
+	if _, err := s.Verify(nil, []*x509.Certificate{c}); err != nil {
+		return nil, err
+	}
+	again, err := contentInfo(s.Content, s.attributes, s.signature, c)
+	if err == nil && !bytes.Equal(again, b) {
+		err = errFailure
+	}
+	return s, err
 }
 
 func (s *Signed) signerInfo(in cryptobyte.String) bool {

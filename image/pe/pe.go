@@ -92,8 +92,9 @@ type Image struct {
 
 // Section is a section of an image, as it is in memory once loaded.
 type Section struct {
-	Name string // at most 8 bytes
-	Data []byte // of the section's virtual size, but not more than the file has; not a copy
+	Name   string // at most 8 bytes
+	Offset int    // in the file
+	Data   []byte // of the section's virtual size, but not more than the file has; not a copy
 }
 
 // Sections returns the sections in the order of their headers.
@@ -144,7 +145,7 @@ func Parse(b []byte) (*Image, error) {
 		return bad("sections overlap, leave gaps or reach beyond the end")
 	}
 	for n, s := range spans {
-		i.sections = append(i.sections, Section{names[n], b[s.Offset : s.Offset+min(s.Length, virtual[n])]})
+		i.sections = append(i.sections, Section{names[n], s.Offset, b[s.Offset : s.Offset+min(s.Length, virtual[n])]})
 	}
 	return i, nil
 }
@@ -198,6 +199,7 @@ func Reserve(unsigned []byte, n int) ([]byte, error) {
 	size := (n + align - 1) &^ (align - 1)
 	out := make([]byte, offset+size)
 	copy(out, unsigned)
+	clear(out[i.checkSum:][:4]) // no signature covers it; see [Intact]
 	binary.LittleEndian.PutUint32(out[i.directory:], uint32(offset))
 	binary.LittleEndian.PutUint32(out[i.directory+4:], uint32(size))
 	return out, nil
@@ -276,6 +278,49 @@ func Verify(signed []byte, trusted []*x509.Certificate) (*x509.Certificate, erro
 		first = cmp.Or(first, err)
 	}
 	return nil, first
+}
+
+// Intact reports what is wrong with the bytes that a signature does not cover: in an image of a
+// builder and [Sign] the field CheckSum is 0, and the certificate table is empty or holds what Sign
+// writes, by keys whose certificates are in it. Firmware starts some images in which a bit of
+// those is another one. Whom to trust is for [Verify].
+func Intact(b []byte) error {
+	i, err := Parse(b)
+	if err != nil {
+		return err
+	}
+	if binary.LittleEndian.Uint32(b[i.checkSum:]) != 0 || i.table.Length == 0 {
+		return fmt.Errorf("%w: a checksum, or no certificate table", ErrFormat)
+	}
+	entries, err := i.signatures()
+	if errors.Is(err, ErrUnsigned) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		s, err := cms.Own(e)
+		if err != nil {
+			return err
+		}
+		if got, ok := readIndirectData(s.Content); !ok || got != i.Digest() || !bytes.Equal(s.Content.Value, indirectData(got)) {
+			return ErrDigest
+		}
+	}
+	// signatures has seen zeros behind each entry; the lengths are left.
+	rest := b[i.table.Offset:]
+	for n, e := range entries {
+		size := certHeader + len(e)
+		if n == len(entries)-1 {
+			size = len(rest)
+		}
+		if int(binary.LittleEndian.Uint32(rest)) != size {
+			return fmt.Errorf("%w: certificate table", ErrFormat)
+		}
+		rest = rest[min(len(rest), (size+align-1)&^(align-1)):]
+	}
+	return nil
 }
 
 func verify(entry []byte, digest [sha256.Size]byte, trusted []*x509.Certificate) (*x509.Certificate, error) {

@@ -223,6 +223,38 @@ func TestFlips(t *testing.T) {
 	}
 }
 
+// TestIntact flips a bit in every byte of a signed image: what the signature does not find, Intact does.
+func TestIntact(t *testing.T) {
+	for kind, key := range keys() {
+		s := signer(t, key, "release")
+		reserved := must[[]byte](t)(pe.Reserve(small(), 4096))
+		one, two := must[[]byte](t)(pe.Sign(reserved, s)), must[[]byte](t)(pe.Sign(reserved, s, signer(t, keys()["ecdsa"], "another")))
+		for name, b := range map[string][]byte{"reserved": reserved, "signed": one, "signed twice": two} {
+			if err := pe.Intact(b); err != nil {
+				t.Errorf("%s %s: %v", kind, name, err)
+			}
+		}
+		for at := range one {
+			b := bytes.Clone(one)
+			b[at] ^= 1 << (at % 8)
+			if pe.Intact(b) == nil {
+				t.Errorf("%s: byte %d flipped, and nobody noticed", kind, at)
+			}
+		}
+	}
+	le := binary.LittleEndian
+	reserved := must[[]byte](t)(pe.Reserve(small(), 1024))
+	for name, b := range map[string][]byte{"no image": nil, "no table": small(), "a checksum": func() []byte {
+		b := bytes.Clone(reserved)
+		le.PutUint32(b[optional+64:], 1)
+		return b
+	}()} {
+		if pe.Intact(b) == nil {
+			t.Errorf("%s is intact", name)
+		}
+	}
+}
+
 // TestRefusals feeds what is not an image, each beside a twin that is.
 func TestRefusals(t *testing.T) {
 	le := binary.LittleEndian
@@ -286,12 +318,12 @@ func TestSections(t *testing.T) {
 	got := must[*pe.Image](t)(pe.Parse(b)).Sections()
 	if len(got) != 2 || got[0].Name != ".s0" || !bytes.Equal(got[0].Data, b[headers+0x200:headers+0x280]) ||
 		got[1].Name != ".s1" || !bytes.Equal(got[1].Data, b[headers:headers+0x200]) {
-		t.Errorf("%q", got)
+		t.Errorf("%+v", got)
 	}
 	binary.LittleEndian.PutUint32(b[sections+16:], 0) // .bss
 	binary.LittleEndian.PutUint32(b[sections+20:], 99)
 	if got := must[*pe.Image](t)(pe.Parse(b)).Sections(); len(got) != 2 || len(got[0].Data) != 0 {
-		t.Errorf("%q", got)
+		t.Errorf("%+v", got)
 	}
 }
 

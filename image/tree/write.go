@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// WriteTar writes the tree as a tar archive (POSIX pax): numeric owners, every time at.
+// WriteTar writes the tree as a tar archive (POSIX pax): numeric owners, every time at. Names
+// have no "./" before them: sqfstar(1) takes none of those that are longer than 100 bytes.
 func (t *Tree) WriteTar(w io.Writer, at time.Time) error {
 	out := tar.NewWriter(w)
 	for e := range t.All() {
 		h := &tar.Header{
-			Name: "./" + e.Path, Mode: int64(unixMode(e.Mode) & 0o7777), Uid: int(e.UID), Gid: int(e.GID),
+			Name: e.Path, Mode: int64(unixMode(e.Mode) & 0o7777), Uid: int(e.UID), Gid: int(e.GID),
 			ModTime: at.UTC().Truncate(time.Second), Linkname: e.Link, Format: tar.FormatPAX,
 		}
 		switch e.Mode.Type() {
@@ -30,9 +31,6 @@ func (t *Tree) WriteTar(w io.Writer, at time.Time) error {
 			h.Typeflag, h.Devmajor, h.Devminor = tar.TypeBlock, int64(e.Major), int64(e.Minor)
 		default:
 			return fmt.Errorf("tree: %s is of a type that an image has no use for", e.Path)
-		}
-		if e.Path == "." {
-			h.Name = "./"
 		}
 		if err := out.WriteHeader(h); err != nil {
 			return fmt.Errorf("tree: %s: %w", e.Path, err)
