@@ -22,6 +22,12 @@ func TestDescribe(t *testing.T) {
 	if got := describe(info, true); !strings.HasPrefix(got, Number+"+0123456789ab (go1.26)") {
 		t.Errorf("got %q", got)
 	}
+	if got := commit(info, true); got != "0123456789abcdef" {
+		t.Errorf("got %q", got)
+	}
+	if got := commit(&debug.BuildInfo{}, true); got != "" || Commit() != commit(debug.ReadBuildInfo()) {
+		t.Errorf("got %q", got)
+	}
 	if got := describe(nil, false); !strings.HasPrefix(got, Number) {
 		t.Errorf("got %q", got)
 	}

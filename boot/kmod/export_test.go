@@ -1,0 +1,4 @@
+package kmod
+
+// Fnmatch is fnmatch.
+var Fnmatch = fnmatch
