@@ -1,0 +1,295 @@
+package build_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// elsewhere is the name under which the test binary runs a program in another world: [world apart].
+// Its arguments are the seconds that the clock is ahead, and the program with its arguments.
+//
+// Clocks can be set for one process tree by no namespace (time_namespaces(7) leave the real-time clock
+// alone), and static programs ignore a preloaded library. So every process below is traced (ptrace(2)): the
+// vDSO is hidden from it, so that it asks the kernel for the time; the kernel's answer is changed;
+// and what it is told of a directory comes in the reverse order.
+const elsewhere = "lethe-elsewhere"
+
+// Offsets and numbers of x86-64.
+const (
+	atSysinfoEHDR                                      = 33 // getauxval(3)
+	atIgnore                                           = 1
+	nrGettimeofday, nrTime, nrClockGettime, nrGetdents = 96, 201, 228, 217
+	traceSeccomp                                       = 7 // PTRACE_EVENT_SECCOMP
+	optSeccomp                                         = 1 << traceSeccomp
+)
+
+// filter stops a process when it asks for the time of day or reads a directory (seccomp(2)).
+func filter() []unix.SockFilter {
+	const load, equal, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+	const allow, trace = 0x7fff0000, 0x7ff00000
+	return []unix.SockFilter{
+		{Code: load, K: 0},                      // the number of the system call
+		{Code: equal, Jt: 6, K: nrGettimeofday}, // to trace
+		{Code: equal, Jt: 5, K: nrTime},
+		{Code: equal, Jt: 4, K: nrGetdents},
+		{Code: equal, Jf: 2, K: nrClockGettime}, // else to allow
+		{Code: load, K: 16},                     // its first argument
+		{Code: equal, Jt: 1, K: unix.CLOCK_REALTIME},
+		{Code: ret, K: allow},
+		{Code: ret, K: trace},
+	}
+}
+
+// runElsewhere is the tracer. It returns the program's exit code.
+func runElsewhere(args []string) int {
+	if args[0] == "inside" { // the tracee, before it becomes the program
+		f := filter()
+		program := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
+		runtime.LockOSThread()
+		err := otherwise()
+		if err == nil {
+			err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		}
+		if err == nil {
+			err = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+		}
+		path, lookErr := exec.LookPath(args[1])
+		if err = errors.Join(err, lookErr); err == nil {
+			err = unix.Exec(path, args[1:], os.Environ())
+		}
+		fmt.Fprintln(os.Stderr, "elsewhere:", err)
+		return 1
+	}
+	var ahead int64
+	if _, err := fmt.Sscan(args[0], &ahead); err != nil {
+		return 2
+	}
+	runtime.LockOSThread() // a tracer is a thread
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = append([]string{elsewhere, "inside"}, args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "elsewhere:", err)
+		return 1
+	}
+	// Whoever is traced waits for this thread; on a busy machine it would wait long. Root may.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
+	t := tracer{first: cmd.Process.Pid, ahead: ahead, at: map[int]*unix.PtraceRegs{}, known: map[int]bool{}}
+	code, err := t.run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "elsewhere:", err)
+		return 1
+	}
+	return code
+}
+
+// otherwise makes this process another user's, on a machine of another name, with one core and a private umask. The first
+// two are for root only.
+func otherwise() error {
+	var one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &one); err != nil {
+		return err
+	}
+	for cpu, found := 0, false; cpu < 8*int(unsafe.Sizeof(one)); cpu++ {
+		if one.IsSet(cpu) && found {
+			one.Clear(cpu)
+		}
+		found = found || one.IsSet(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return err
+	}
+	unix.Umask(0o077)
+	if os.Getuid() != 0 {
+		return nil
+	}
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWUTS), unix.Sethostname([]byte("far.elsewhere.example"))); err != nil {
+		return err
+	}
+	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody))
+}
+
+// nobody is an ordinary user, who owns nothing here.
+const nobody = 65534
+
+type tracer struct {
+	first int
+	ahead int64
+	at    map[int]*unix.PtraceRegs // the call that a process is in, when its end matters
+	known map[int]bool
+	// How often something was changed.
+	times, lists int
+}
+
+func (t *tracer) run() (code int, err error) {
+	const options = unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_EXITKILL | optSeccomp
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WALL, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case status.Exited() || status.Signaled():
+			delete(t.known, pid) // its number will be another's
+			delete(t.at, pid)
+			if pid == t.first {
+				if status.Signaled() {
+					return 128 + int(status.Signal()), nil
+				}
+				fmt.Fprintf(os.Stderr, "elsewhere: %d times and %d lists were changed\n", t.times, t.lists)
+				return status.ExitStatus(), nil
+			}
+			continue
+		case !t.known[pid]:
+			t.known[pid] = true
+			if pid == t.first {
+				if err := unix.PtraceSetOptions(pid, options); err != nil {
+					return 0, err
+				}
+				_ = t.hide(pid)
+				_ = unix.PtraceCont(pid, 0)
+				continue
+			}
+			if status.StopSignal() == unix.SIGSTOP { // how a new process begins
+				_ = unix.PtraceCont(pid, 0)
+				continue
+			}
+		}
+		t.stopped(pid, status)
+	}
+}
+
+// stopped handles a process that has stopped and lets it go on. Its errors mean that it was killed meanwhile.
+func (t *tracer) stopped(pid int, status unix.WaitStatus) {
+	signal := status.StopSignal()
+	switch {
+	case signal == unix.SIGTRAP && status.TrapCause() == unix.PTRACE_EVENT_EXEC:
+		_ = t.hide(pid)
+		signal = 0
+	case signal == unix.SIGTRAP && status.TrapCause() == traceSeccomp:
+		var regs unix.PtraceRegs
+		if unix.PtraceGetRegs(pid, &regs) == nil {
+			t.at[pid] = &regs
+		}
+		_ = unix.PtraceSyscall(pid, 0)
+		return
+	case signal == unix.SIGTRAP|0x80: // the end of a call
+		if regs := t.at[pid]; regs != nil {
+			delete(t.at, pid)
+			_ = t.change(pid, regs)
+		}
+		signal = 0
+	case signal == unix.SIGTRAP && status.TrapCause() > 0:
+		signal = 0
+	}
+	_ = unix.PtraceCont(pid, int(signal))
+}
+
+// hide takes the vDSO's address out of what the kernel tells a new program (vdso(7)).
+func (t *tracer) hide(pid int) error {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+		return err
+	}
+	word := func(at uint64) uint64 {
+		var b [8]byte
+		_, _ = unix.PtracePeekData(pid, uintptr(at), b[:])
+		return binary.LittleEndian.Uint64(b[:])
+	}
+	at := regs.Rsp + 8*(1+word(regs.Rsp)+1) // behind the arguments
+	for word(at) != 0 {
+		at += 8
+	}
+	for at += 8; word(at) != 0; at += 16 { // behind the environment
+		if word(at) == atSysinfoEHDR {
+			_, err := unix.PtracePokeData(pid, uintptr(at), binary.LittleEndian.AppendUint64(nil, atIgnore))
+			return err
+		}
+	}
+	return nil
+}
+
+// change changes what the kernel has answered.
+func (t *tracer) change(pid int, before *unix.PtraceRegs) error {
+	var now unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &now); err != nil {
+		return err
+	}
+	result := int64(now.Rax)
+	if result < 0 {
+		return nil
+	}
+	at := uintptr(before.Rdi)
+	switch before.Orig_rax {
+	case nrGetdents:
+		if result == 0 {
+			return nil
+		}
+		t.lists++
+		return reverse(pid, uintptr(before.Rsi), int(result))
+	case nrTime:
+		now.Rax += uint64(t.ahead)
+		t.times++
+		if err := unix.PtraceSetRegs(pid, &now); err != nil || at == 0 {
+			return err
+		}
+	case nrClockGettime:
+		at = uintptr(before.Rsi)
+	}
+	if at == 0 {
+		return nil
+	}
+	t.times++
+	var b [8]byte
+	if _, err := unix.PtracePeekData(pid, at, b[:]); err != nil {
+		return err
+	}
+	seconds := binary.LittleEndian.Uint64(b[:]) + uint64(t.ahead)
+	_, err := unix.PtracePokeData(pid, at, binary.LittleEndian.AppendUint64(nil, seconds))
+	return err
+}
+
+// reverse turns the entries of a directory round (getdents(2)).
+func reverse(pid int, at uintptr, size int) error {
+	b := make([]byte, size)
+	if _, err := unix.PtracePeekData(pid, at, b); err != nil {
+		return err
+	}
+	out := make([]byte, 0, size)
+	var offsets [][]byte
+	for rest := b; len(rest) > 0; {
+		n := int(binary.LittleEndian.Uint16(rest[16:]))
+		if n < 19 || n > len(rest) {
+			return errors.New("directory entries")
+		}
+		offsets = append(offsets, rest[8:16])
+		rest = rest[n:]
+	}
+	ends := make([]uint64, len(offsets)) // where reading goes on stays in its place
+	for i, o := range offsets {
+		ends[i] = binary.LittleEndian.Uint64(o)
+	}
+	var entries [][]byte
+	for rest := b; len(rest) > 0; {
+		n := int(binary.LittleEndian.Uint16(rest[16:]))
+		entries = append([][]byte{rest[:n]}, entries...)
+		rest = rest[n:]
+	}
+	for i, e := range entries {
+		binary.LittleEndian.PutUint64(e[8:], ends[i])
+		out = append(out, e...)
+	}
+	_, err := unix.PtracePokeData(pid, at, out)
+	return err
+}
