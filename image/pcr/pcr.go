@@ -2,16 +2,19 @@
 // bank) hold after a boot image has started under known Secure Boot keys.
 //
 //   - [Boot], PCR 4: the boot manager's action, the separator, and each image that
-//     firmware loads: the unified kernel image and, since systemd's stub loads it
-//     through the firmware, the kernel inside (TCG PC Client Platform Firmware Profile
-//     1.05, 3.3.4.5; systemd issue 36076).
+//     firmware loads (TCG PC Client Platform Firmware Profile 1.05, 3.3.4.5). That is the
+//     unified kernel image and nothing else: where there is no shim, systemd's stub
+//     starts the kernel inside without the firmware's help (257, src/boot/linux.c), and measures
+//     it into PCR 11.
 //   - [Keys], PCR 7: the Secure Boot variables and the entry of db that let the image
 //     start (the same, 3.3.4.8).
 //   - [Unified], PCR 11: every section of the image that the stub measures, name and
 //     content (systemd-stub(7)), and the boot phases (systemd-pcrphase(8)).
 //
 // The rest is the firmware's own (0 to 3, 5, 6) or not used. Everything here is pure: it
-// reads no TPM and no log. The order of events is that of EDK II.
+// reads no TPM and no log. The order of events is that of EDK II. [BootEvents], [KeyEvents]
+// and [UnifiedEvents] say what each is, for whoever compares with a TPM's log; package
+// image/vm does so with a machine that runs.
 package pcr
 
 import (
@@ -40,38 +43,43 @@ var separator = make([]byte, 4)
 
 const callingApplication = "Calling EFI Application from Boot Option"
 
-// Boot returns PCR 4 after firmware has loaded these images one after the other,
-// each named by its Authenticode digest, on the first boot option that it tried.
-func Boot(images ...[sha256.Size]byte) Value {
-	v := Value{}.Extend([]byte(callingApplication)).Extend(separator)
-	for _, digest := range images {
-		v = v.ExtendDigest(digest)
+// Event is one measurement.
+type Event struct {
+	What   string // for people
+	Digest [sha256.Size]byte
+}
+
+func event(what string, data []byte) Event { return Event{what, sha256.Sum256(data)} }
+
+// Replay returns what a register that began with zeros holds after events.
+func Replay(events []Event) (v Value) {
+	for _, e := range events {
+		v = v.ExtendDigest(e.Digest)
 	}
 	return v
 }
 
-// BootImages returns the digests for [Boot] of a unified kernel image: its own
-// and that of the kernel inside.
+// BootEvents returns the events of PCR 4 for images that firmware has loaded one
+// after the other, each named by its Authenticode digest, on the first boot option that
+// it tried.
+func BootEvents(images ...[sha256.Size]byte) []Event {
+	events := []Event{event("the boot manager tries a boot option", []byte(callingApplication)), event("separator", separator)}
+	for _, digest := range images {
+		events = append(events, Event{"boot image", digest})
+	}
+	return events
+}
+
+// Boot returns PCR 4 after [BootEvents].
+func Boot(images ...[sha256.Size]byte) Value { return Replay(BootEvents(images...)) }
+
+// BootImages returns the digests for [Boot] of a unified kernel image.
 func BootImages(unified []byte) ([][sha256.Size]byte, error) {
 	i, err := pe.Parse(unified)
 	if err != nil {
 		return nil, err
 	}
-	images := [][sha256.Size]byte{i.Digest()}
-	for _, s := range i.Sections() {
-		if s.Name != ".linux" {
-			continue
-		}
-		kernel, err := pe.Parse(s.Data)
-		if err != nil {
-			return nil, fmt.Errorf("kernel: %w", err)
-		}
-		images = append(images, kernel.Digest())
-	}
-	if len(images) != 2 {
-		return nil, fmt.Errorf("unified kernel image: %d kernels, want 1", len(images)-1)
-	}
-	return images, nil
+	return [][sha256.Size]byte{i.Digest()}, nil
 }
 
 // GUID is an EFI_GUID in memory order (UEFI 2.10, appendix A).
@@ -99,19 +107,23 @@ func variable(vendor GUID, name string, data []byte) []byte {
 // An absent dbx is measured as empty.
 type Variables struct{ PK, KEK, DB, DBX []byte }
 
-// Keys returns PCR 7 with Secure Boot on, when one entry of db verified all images:
-// authority is its EFI_SIGNATURE_DATA, the owner's GUID and the certificate. The
+// KeyEvents returns the events of PCR 7 with Secure Boot on, when one entry of db verified
+// all images: authority is its EFI_SIGNATURE_DATA, the owner's GUID and the certificate. The
 // same entry is measured once, however many images it verifies.
-func Keys(v Variables, authority []byte) Value {
-	return Value{}.
-		Extend(variable(Global, "SecureBoot", []byte{1})).
-		Extend(variable(Global, "PK", v.PK)).
-		Extend(variable(Global, "KEK", v.KEK)).
-		Extend(variable(Security, "db", v.DB)).
-		Extend(variable(Security, "dbx", v.DBX)).
-		Extend(separator).
-		Extend(variable(Security, "db", authority))
+func KeyEvents(v Variables, authority []byte) []Event {
+	return []Event{
+		event("SecureBoot is on", variable(Global, "SecureBoot", []byte{1})),
+		event("PK", variable(Global, "PK", v.PK)),
+		event("KEK", variable(Global, "KEK", v.KEK)),
+		event("db", variable(Security, "db", v.DB)),
+		event("dbx", variable(Security, "dbx", v.DBX)),
+		event("separator", separator),
+		event("entry of db that verified the boot image", variable(Security, "db", authority)),
+	}
 }
+
+// Keys returns PCR 7 after [KeyEvents].
+func Keys(v Variables, authority []byte) Value { return Replay(KeyEvents(v, authority)) }
 
 // measured lists the sections that the stub measures, in its own order, which is
 // not that of the file (systemd 257, src/fundamental/uki.c). .pcrsig is left
@@ -121,32 +133,38 @@ var measured = []string{".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".s
 // Phases that systemd measures when the root file system's own system comes up, without one in the initrd.
 var Phases = []string{"sysinit", "ready"}
 
-// Unified returns PCR 11 after the stub of a unified kernel image has run and
+// UnifiedEvents returns the events of PCR 11 when the stub of a unified kernel image has run and
 // these phases have passed. Images with several profiles are refused: which one was
 // booted is not in the file.
-func Unified(unified []byte, phases ...string) (Value, error) {
+func UnifiedEvents(unified []byte, phases ...string) ([]Event, error) {
 	i, err := pe.Parse(unified)
 	if err != nil {
-		return Value{}, err
+		return nil, err
 	}
 	content := map[string][]byte{}
 	for _, s := range i.Sections() {
 		if _, twice := content[s.Name]; twice {
-			return Value{}, fmt.Errorf("unified kernel image: section %q stands twice", s.Name)
+			return nil, fmt.Errorf("unified kernel image: section %q stands twice", s.Name)
 		}
 		content[s.Name] = s.Data
 	}
 	if content[".linux"] == nil {
-		return Value{}, fmt.Errorf("unified kernel image: no section .linux")
+		return nil, fmt.Errorf("unified kernel image: no section .linux")
 	}
-	var v Value
+	var events []Event
 	for _, name := range measured {
 		if data := content[name]; len(data) > 0 {
-			v = v.Extend(append([]byte(name), 0)).Extend(data)
+			events = append(events, event("name of section "+name, append([]byte(name), 0)), event("section "+name, data))
 		}
 	}
 	for _, p := range phases {
-		v = v.Extend([]byte(p))
+		events = append(events, event("phase "+p, []byte(p)))
 	}
-	return v, nil
+	return events, nil
+}
+
+// Unified returns PCR 11 after [UnifiedEvents].
+func Unified(unified []byte, phases ...string) (Value, error) {
+	events, err := UnifiedEvents(unified, phases...)
+	return Replay(events), err
 }
