@@ -1,10 +1,10 @@
 // Package image is the builder of the VPN server's image: the command
 // lethe-image.
 //
-// So far it pins and fetches what an image is made of. `lock` turns the short
-// list of what is wanted into digests, on the word of the archive's signatures
-// (package image/lock); `fetch` fills a store with the inputs that the lock names
-// (package image/store). doc/image.md is the manual.
+// `lock` turns the short list of what is wanted into digests, on the word of the
+// archive's signatures (package image/lock); `fetch` fills a store with the inputs that
+// the lock names (package image/store); `build` makes images of them (package
+// image/build). doc/image.md is the manual.
 package image
 
 import (
@@ -24,6 +24,7 @@ import (
 	"lethe/image/lock"
 	"lethe/image/release/cli"
 	"lethe/image/store"
+	"lethe/image/vm"
 	"lethe/internal/command"
 	"lethe/version"
 )
@@ -41,8 +42,8 @@ const (
 )
 
 const exitHelp = `Exit codes: 0 done, 1 failed, 2 wrong use or unreadable file, 3 not found,
-4 the lock is not of this tree or the store is in use, 5 what came is not what
-was promised or too old, 6 try again later, 7 disk full.
+4 the lock is not of this tree, the store is in use or a file is in the way,
+5 something is not what was promised, or too old, 6 try again later, 7 disk full.
 Errors are written to standard error as lines that begin with error: and hint:.`
 
 func exitCode(k fault.Kind) int {
@@ -73,6 +74,7 @@ type Machine struct {
 	GoProxy string    // the environment's GOPROXY
 	SumDB   string    // the checksum database's key; "" is the public one
 	Plan    lock.Plan // what is wanted
+	Needs   vm.Needs  // what virtual machines are made with
 	Now     func() time.Time
 	Slow    time.Duration // how long something may take before its progress is shown
 }
@@ -80,7 +82,7 @@ type Machine struct {
 // Here is the machine that the program runs on. getenv is os.Getenv.
 func Here(getenv func(string) string) Machine {
 	m := Machine{Dir: ".", Apt: "/etc/apt", Keyring: "/usr/share/keyrings/debian-archive-keyring.gpg", GoProxy: getenv("GOPROXY"),
-		Plan: lock.Wanted(), Now: time.Now, Slow: 2 * time.Second}
+		Plan: lock.Wanted(), Needs: vm.Debian(), Now: time.Now, Slow: 2 * time.Second}
 	if dir := getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
 		m.Store = filepath.Join(dir, "lethe-image")
 	} else if home := getenv("HOME"); home != "" {
@@ -131,7 +133,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer, m Machine
 func (p *program) command() *cobra.Command {
 	c := &cobra.Command{
 		Use: "lethe-image", Short: "Build the image of a Lethe VPN server",
-		Long:         "lethe-image pins and fetches what the image of a Lethe VPN server is made of.\n\n" + exitHelp,
+		Long:         "lethe-image pins and fetches what the image of a Lethe VPN server is made of, builds it, and signs and checks releases.\n\n" + exitHelp,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	c.SetOut(p.stdout)
@@ -155,12 +157,13 @@ func (p *program) command() *cobra.Command {
 		Long: "Fetch every input that " + lock.FileName + " names and the store lacks, and verify those that it has.\nInterrupted, it goes on where it stopped.",
 		RunE: func(c *cobra.Command, _ []string) error { return p.fetch(c.Context()) }})
 	fetching.Flags().BoolVar(&p.sources, "sources", false, "fetch Debian's source packages as well")
-	c.AddCommand(locking, fetching,
+	c.AddCommand(locking, fetching, network(p.buildCommand()), p.bootCommand(),
 		&cobra.Command{Use: "prune", Short: "Remove from the store what the lock does not name", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error { return p.prune() }},
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
 			return p.print(map[string]string{"version": version.String()}, "lethe-image "+version.String())
 		}})
+	c.AddCommand(p.inspectCommand())
 	c.AddCommand(cli.Commands()...)
 	command.StrictHelp(c)
 	return c

@@ -16,6 +16,7 @@ import (
 	"lethe/fault"
 	"lethe/image/deb"
 	"lethe/image/lock"
+	"lethe/image/store"
 )
 
 // summary is what lock and fetch tell with --json.
@@ -151,6 +152,21 @@ func (p *program) fetch(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
+	done, err := p.fill(ctx, s, l)
+	if err != nil {
+		return err
+	}
+	out := summarise(l, p.m.Plan)
+	out.Files, out.Size, out.Mended, out.Duration = done.Files.Load(), done.AllBytes, done.Mended.Load(), time.Since(began).Seconds()
+	line := fmt.Sprintf("the store is complete: %d files, %s, all verified", out.Files, megabytes(out.Size))
+	if out.Mended > 0 {
+		line += fmt.Sprintf("\n%d damaged files were fetched anew", out.Mended)
+	}
+	return p.print(out, line)
+}
+
+// fill brings what the lock names into the store, and shows how far it is.
+func (p *program) fill(ctx context.Context, s *store.Store, l *lock.Lock) (*lock.Progress, error) {
 	progress := p.progress()
 	defer progress.stop()
 	f := lock.Fetcher{Store: s, Net: p.network(), Sources: p.sources}
@@ -159,22 +175,11 @@ func (p *program) fetch(ctx context.Context) error {
 			return fmt.Sprintf("fetching: %d of %d files, %s of %s", now.Files.Load(), now.AllFiles, megabytes(now.Bytes.Load()), megabytes(now.AllBytes))
 		})
 	})
-	if fault.Of(err) == fault.NotFound {
-		var e *fault.Error
-		errors.As(err, &e)
-		return e.WithHint("the archive drops what it has replaced: make the lock anew (lethe-image lock), or name a mirror that keeps it (--mirror)")
+	var e *fault.Error
+	if fault.Of(err) == fault.NotFound && errors.As(err, &e) {
+		err = e.WithHint("the archive drops what it has replaced: make the lock anew (lethe-image lock), or name a mirror that keeps it (--mirror)")
 	}
-	if err != nil {
-		return err
-	}
-	progress.stop()
-	out := summarise(l, p.m.Plan)
-	out.Files, out.Size, out.Mended, out.Duration = done.Files.Load(), done.AllBytes, done.Mended.Load(), time.Since(began).Seconds()
-	line := fmt.Sprintf("the store is complete: %d files, %s, all verified", out.Files, megabytes(out.Size))
-	if out.Mended > 0 {
-		line += fmt.Sprintf("\n%d damaged files were fetched anew", out.Mended)
-	}
-	return p.print(out, line)
+	return done, err
 }
 
 // current returns the tree's lock, which must be there and fit the tree.

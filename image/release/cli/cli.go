@@ -123,8 +123,13 @@ func printJSON(w io.Writer, v any) error {
 func compareCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "compare A B", Short: "show in what two builders' statements or two manifests differ", Args: cobra.ExactArgs(2),
+		Use: "compare A B", Short: "show in what two images, builders' statements or manifests differ", Args: cobra.ExactArgs(2),
+		Long: "Show in what two builders' statements or two manifests differ, or two images: the first byte,\n" +
+			"and then every file with the line, section or field that is another one.",
 		RunE: func(c *cobra.Command, args []string) error {
+			if isImage(args[0]) && isImage(args[1]) {
+				return compareImages(c.OutOrStdout(), args[0], args[1], asJSON)
+			}
 			a, err := read(args[0])
 			if err != nil {
 				return err
