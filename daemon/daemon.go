@@ -55,6 +55,8 @@ type Spec struct {
 	// /dev/stdin too. Empty means /dev/null.
 	Stdin []byte
 	Files []*os.File // further open files: 3, 4, …; the caller closes its own copies
+	// Confine is the child's sandbox; nil: none of its own.
+	Confine *Confinement
 }
 
 // Identity names one process of this boot: a process id alone may have been
@@ -129,7 +131,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		Dir: s.Dir, Stdin: in, Stdout: w, Stderr: w, ExtraFiles: s.Files,
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid: true, PidFD: &fd, AmbientCaps: s.Caps,
-			Credential: &syscall.Credential{Uid: s.UID, Gid: s.GID, NoSetGroups: os.Geteuid() != 0},
+			Credential: &syscall.Credential{Uid: s.UID, Gid: s.GID, NoSetGroups: !maySetGroups()},
 		},
 	}
 	if cmd.Dir == "" {
@@ -139,7 +141,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	// inherits the limit; setting it from outside would need CAP_SYS_RESOURCE.
 	err = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	if err == nil {
-		err = cmd.Start()
+		err = confined(s.Path, s.Confine, cmd.Start)
 	}
 	if err != nil {
 		_ = r.Close()
@@ -154,6 +156,14 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", filepath.Base(s.Path), err), p.Stop(ctx, 0))
 	}
 	return p, nil
+}
+
+// maySetGroups reports whether this process can take its own further groups from a child (CAP_SETGID); one that
+// cannot starts children of its own user only.
+func maySetGroups() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&head, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SETGID) != 0
 }
 
 // Adopt takes over a running process that an earlier agent started. It fails
@@ -207,7 +217,8 @@ func input(s Spec) (*os.File, error) {
 		_, err = w.Write(s.Stdin)
 	}
 	if err == nil {
-		err = r.Chown(int(s.UID), int(s.GID)) // so that the child may open /dev/stdin
+		// So that the child may open /dev/stdin. Nobody else finds the pipe: it has no name but in the child's /proc/PID/fd.
+		err = r.Chmod(0o444)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())

@@ -23,11 +23,12 @@ const (
 	Store
 	IKEv2
 	RADIUS
+	Uplink
 )
 
 var parts = [...]string{
 	"control", "node", "publisher", "node-api", "app-api", "openvpn", "resolver", "firewall",
-	"bundle", "usage", "secrets", "helper", "lab", "store", "ikev2", "radius",
+	"bundle", "usage", "secrets", "helper", "lab", "store", "ikev2", "radius", "uplink",
 }
 
 // String returns the part's name.

@@ -2,10 +2,11 @@
 // counters of live sessions, the conntrack entries that must go when a session
 // ends, and the kernel's network settings.
 //
-// There is one table, "inet lethe". [Closed] renders it for the time before the
-// server has its secrets: nothing passes. [Config.Rules] renders it in full. [Load]
+// There is one table, "inet lethe". [Config.Awaiting] renders it for the time before the
+// server has its secrets: only the activation port answers. [Config.Waiting] adds the control plane,
+// [Config.Rules] renders it in full, [Closed] lets nothing pass. [Load]
 // swaps one for the other in one transaction (nft(8), -f), so there is no moment
-// without rules. Both forms declare the same sets, and a swap replaces rules only: the
+// without rules. All forms declare the same sets, and a swap replaces rules only: the
 // sets, whose elements are the live sessions, stay as they are.
 //
 // The sets up4, down4, up6 and down6 hold the tunnel addresses of live sessions, each
@@ -21,13 +22,14 @@
 //	                  the daemons' own ports, which only the redirection may reach. What goes to a daemon that
 //	                  listens on the public port itself is not tracked: no table holds its customers' addresses
 //	prerouting_nat    nowhere: public port -> one of several daemons, by hash of the source
-//	input             all but VPN ports, ICMP errors and neighbour discovery; from tunnels
+//	input             all but VPN ports, the activation port, ICMP errors, neighbour discovery and DHCP; from tunnels
 //	                  all but DNS
+//	activation        connections to the activation port above the limit of their part of all sources
 //	forward           client to client; private and special ranges; mail (TCP 25)
 //	postrouting_count traffic to tunnel addresses without a session (down_N)
 //	postrouting_nat   source ports at random from a range without listeners (CVE-2021-3773)
 //	output_raw        nowhere: the daemons' own packets to customers are not tracked either
-//	output            all but replies, the resolver's queries and the control plane
+//	output            all but replies, the resolver's queries, the control plane and DHCP
 //
 // No rule logs, traces, queues or remembers an address outside these sets.
 package firewall
@@ -83,6 +85,7 @@ type Config struct {
 	ResolverUID uint32           // user the resolver runs as; only it may send DNS queries
 	BlockTCP    []uint16         // TCP ports that customers cannot reach; must contain 25
 	Control     []netip.AddrPort // control plane; TCP
+	Activation  uint16           // TCP port of package activation, on the uplinks; 0: none
 	Seed        uint32           // of the hash that distributes customers; any number, the same for a whole boot
 }
 
@@ -109,7 +112,7 @@ func (c Config) Validate() error {
 			}
 		}
 	}
-	if err := errors.Join(c.validateNames(names), c.validateControl()); err != nil {
+	if err := errors.Join(c.validateNames(names), c.validateControl(), c.validateActivation()); err != nil {
 		return err
 	}
 	for _, a := range c.Resolvers {
@@ -141,6 +144,13 @@ func (c Config) validateControl() error {
 	return nil
 }
 
+func (c Config) validateActivation() error {
+	if c.Activation >= FirstExitPort {
+		return fmt.Errorf("firewall: activation port %d: want a port below %d", c.Activation, FirstExitPort)
+	}
+	return nil
+}
+
 // inside reports whether p is a network inside outer with a prefix of at least bits.
 func inside(p, outer netip.Prefix, bits int) bool {
 	return p.IsValid() && p == p.Masked() && p.Bits() >= bits && outer.Contains(p.Addr())
@@ -154,6 +164,7 @@ func (c Config) validatePorts() error {
 		used[key] = true
 		return !taken
 	}
+	take("tcp", c.Activation)
 	for _, p := range c.Ports {
 		if p.Network != "udp" && p.Network != "tcp" || len(p.Daemons) == 0 || len(p.Daemons) > 64 {
 			return fmt.Errorf("firewall: port %d: want udp or tcp and 1 to 64 daemons", p.Public)

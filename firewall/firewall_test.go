@@ -251,35 +251,76 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// TestWaiting shows that a server without bundle reaches the control plane and
-// nothing else, and is reached by nobody.
-func TestWaiting(t *testing.T) {
+// TestEarly shows a server without secrets and one without bundle: both answer at the activation port,
+// the second reaches the control plane, and nothing else passes.
+func TestEarly(t *testing.T) {
 	l := newLab(t)
-	rules, err := l.config.Waiting()
+	l.config.Activation = 7443
+	k := l.counters()
+	l.echo(l.inet, "203.0.113.9:8443", "[2001:db8:9::9]:8443")
+	l.echo(l.server, ":22", ":7443", serverV4+":21194")
+	for _, state := range []struct {
+		name    string
+		rules   func() (string, error)
+		control bool
+	}{{"awaiting", l.config.Awaiting, false}, {"waiting", l.config.Waiting, true}} {
+		rules, err := state.rules()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.load(rules)
+		if !state.control { // the sessions' counters outlive the rules
+			l.admit(k)
+		}
+		for name, c := range map[string]struct{ got, want bool }{
+			"internet to activation":       {l.reach(l.inet, "tcp", "", serverV4+":7443"), true},
+			"internet to activation, IPv6": {l.reach(l.inet, "tcp", "", "["+serverV6+"]:7443"), true},
+			"internet to the UDP port":     {l.reach(l.inet, "udp", "", serverV4+":7443"), false},
+			"control plane":                {l.reach(l.server, "tcp", "", "203.0.113.9:8443"), state.control},
+			"control plane, IPv6":          {l.reach(l.server, "tcp", "", "[2001:db8:9::9]:8443"), state.control},
+			"control plane, other port":    {l.reach(l.server, "tcp", "", "203.0.113.9:7"), false},
+			"client to internet":           {l.reach(l.clients[0].ns, "udp", "", "203.0.113.9:7"), false},
+			"client to server":             {l.reach(l.clients[0].ns, "tcp", "", serverV4+":22"), false},
+			"client to activation":         {l.reach(l.clients[0].ns, "tcp", "", serverV4+":7443"), false},
+			"internet to server":           {l.reach(l.inet, "tcp", "", serverV4+":22"), false},
+			"internet to VPN port":         {l.reach(l.inet, "udp", "", serverV4+":1194"), false},
+			"internet to a daemon's own":   {l.reach(l.inet, "udp", "", serverV4+":21194"), false},
+		} {
+			if c.got != c.want {
+				t.Errorf("%s: %s: passes: %v, want %v", state.name, name, c.got, c.want)
+			}
+		}
+	}
+	// Who holds the activation port answers and dials nobody; by the rule for it. (No listener is on this one.)
+	other := l.config
+	other.Activation = 7442
+	rules, err := other.Awaiting()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.load(rules)
-	k := l.counters()
-	l.admit(k)
-	l.echo(l.inet, "203.0.113.9:8443", "[2001:db8:9::9]:8443")
-	l.echo(l.server, serverV4+":22", serverV4+":21194")
-	for name, c := range map[string]struct{ got, want bool }{
-		"control plane":              {l.reach(l.server, "tcp", "", "203.0.113.9:8443"), true},
-		"control plane, IPv6":        {l.reach(l.server, "tcp", "", "[2001:db8:9::9]:8443"), true},
-		"control plane, other port":  {l.reach(l.server, "tcp", "", "203.0.113.9:7"), false},
-		"client to internet":         {l.reach(l.clients[0].ns, "udp", "", "203.0.113.9:7"), false},
-		"client to server":           {l.reach(l.clients[0].ns, "tcp", "", serverV4+":22"), false},
-		"internet to server":         {l.reach(l.inet, "tcp", "", serverV4+":22"), false},
-		"internet to VPN port":       {l.reach(l.inet, "udp", "", serverV4+":1194"), false},
-		"internet to a daemon's own": {l.reach(l.inet, "udp", "", serverV4+":21194"), false},
-	} {
-		if c.got != c.want {
-			t.Errorf("%s: passes: %v, want %v", name, c.got, c.want)
+	const rule = "tcp sport 7442 tcp flags & (fin | syn | rst | ack) == syn drop"
+	for _, c := range []struct {
+		rules string
+		want  bool
+	}{{rules, false}, {strings.Replace(rules, `oifname { "up0" } `+rule, "", 1), true}} {
+		l.load(c.rules)
+		if got := l.reach(l.server, "tcp", serverV4+":7442", "203.0.113.9:7"); got != c.want {
+			t.Errorf("from the activation port to the internet: %t, want %t", got, c.want)
 		}
 	}
-	l.config.Uplinks = []string{"lo"}
+	for name, spoil := range map[string]func(*firewall.Config){
+		"an impossible uplink": func(c *firewall.Config) { c.Uplinks = []string{"lo"} },
+		"no uplink":            func(c *firewall.Config) { c.Uplinks = nil },
+		"an impossible port":   func(c *firewall.Config) { c.Activation = 40000 },
+	} {
+		c := l.config
+		spoil(&c)
+		if _, err := c.Awaiting(); err == nil {
+			t.Errorf("rules for %s", name)
+		}
+	}
+	l.config.Control = nil
 	if _, err := l.config.Waiting(); err == nil {
-		t.Error("rules for an impossible uplink")
+		t.Error("rules for no control plane")
 	}
 }

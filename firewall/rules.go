@@ -44,6 +44,8 @@ table inet lethe {
 %s	chain prerouting_raw {
 		type filter hook prerouting priority raw; policy accept;
 %s	}
+%s	chain activation {
+%s	}
 	chain prerouting_nat {
 		type nat hook prerouting priority dstnat; policy accept;
 %s	}
@@ -84,29 +86,82 @@ func Closed() string { return frameOf(chains{}) }
 
 // chains are the rules of each chain of the frame, and the tunnels' own chains.
 type chains struct {
-	tunnels                                                 string
+	tunnels, activation                                     string
 	preroutingRaw, preroutingNAT, tunnelInput, input        string
 	tunnelForward, fromTunnel, toTunnel, forward, outputRaw string
 	output, count, postroutingNAT                           string
 }
 
 func frameOf(c chains) string {
-	return fmt.Sprintf(frame, c.tunnels, c.preroutingRaw, c.preroutingNAT, c.tunnelInput, c.input, c.tunnelForward,
+	return fmt.Sprintf(frame, c.tunnels, c.preroutingRaw, activationParts, c.activation, c.preroutingNAT, c.tunnelInput, c.input, c.tunnelForward,
 		c.fromTunnel, c.toTunnel, c.forward, c.outputRaw, c.output, c.count, c.postroutingNAT)
 }
 
-// Waiting returns the rules of a server that has its secrets and no bundle yet: it
-// reaches the control plane, nobody reaches it. Of c only Uplinks and Control
-// matter.
-func (c Config) Waiting() (string, error) {
-	if len(c.Uplinks) == 0 || len(c.Control) == 0 {
-		return "", fmt.Errorf("firewall: want at least one uplink and one address of the control plane")
+// The limit of new connections to the activation port. It holds for each part of all sources by
+// itself (IPv4 addresses and IPv6 /64 networks, by a hash that outsiders cannot foretell): who floods the
+// port from one place keeps only the rest of that part out, and the kernel remembers nobody for it.
+const (
+	activationBuckets = 16
+	activationRate    = "8/second burst 16 packets"
+)
+
+// activationParts is a chain with its own limit for each part.
+var activationParts = func() string {
+	var b strings.Builder
+	for i := range activationBuckets {
+		fmt.Fprintf(&b, "\tchain activation_%d {\n\t\tlimit rate %s accept\n\t\tdrop\n\t}\n", i, activationRate)
 	}
-	if err := errors.Join(c.validateNames(c.Uplinks), c.validateControl()); err != nil {
+	return b.String()
+}()
+
+// activation leads a new connection to its part.
+func (c renderer) activation() string {
+	if c.Activation == 0 {
+		return ""
+	}
+	parts := make([]string, activationBuckets)
+	for i := range parts {
+		parts[i] = fmt.Sprintf("%d : goto activation_%d", i, i)
+	}
+	var r rules
+	// The first half of an IPv6 source lies 64 bits behind the beginning of the header.
+	for _, f := range []struct{ version, source string }{{"ipv4", "ip saddr"}, {"ipv6", "@nh,64,64"}} {
+		r.add("meta nfproto %s jhash %s mod %d seed 0x%08x vmap %s", f.version, f.source, activationBuckets, c.Seed, braces(parts))
+	}
+	return r.String()
+}
+
+// syn is the first packet of a connection (RFC 9293, section 3.5).
+const syn = "tcp flags & (fin | syn | rst | ack) == syn"
+
+// Awaiting returns the rules of a server that has no secrets: anybody may ask at its
+// activation port, and nothing leaves but the answers and what an address takes. Of c only Uplinks,
+// Activation and Seed matter.
+func (c Config) Awaiting() (string, error) {
+	c.Control = nil
+	return c.early()
+}
+
+// Waiting returns the rules of a server that has its secrets and no bundle yet: as
+// [Config.Awaiting], and it reaches the control plane. Of c only Control matters beside.
+func (c Config) Waiting() (string, error) {
+	if len(c.Control) == 0 {
+		return "", fmt.Errorf("firewall: want at least one address of the control plane")
+	}
+	return c.early()
+}
+
+func (c Config) early() (string, error) {
+	if len(c.Uplinks) == 0 {
+		return "", fmt.Errorf("firewall: want at least one uplink")
+	}
+	if err := errors.Join(c.validateNames(c.Uplinks), c.validateControl(), c.validateActivation()); err != nil {
 		return "", err
 	}
-	r := renderer{Config: Config{Uplinks: c.Uplinks, Control: c.Control}, uplinks: quoted(c.Uplinks)}
-	return frameOf(chains{input: r.replies(), output: r.output()}), nil
+	r := renderer{Config: Config{Uplinks: c.Uplinks, Control: c.Control, Activation: c.Activation, Seed: c.Seed}, uplinks: quoted(c.Uplinks)}
+	return frameOf(chains{
+		preroutingRaw: r.untracked(), activation: r.activation(), input: r.open() + r.replies(), outputRaw: r.outputRaw(), output: r.output(),
+	}), nil
 }
 
 // Rules returns the full rules as text for [Load].
@@ -122,7 +177,7 @@ func (c Config) Rules() (string, error) {
 	}
 	r.tunnels, r.v4, r.v6 = quoted(tunnels), braces(v4), braces(v6)
 	return frameOf(chains{
-		tunnels: r.perTunnel(), preroutingRaw: r.prerouting(), preroutingNAT: r.redirect(), tunnelInput: r.tunnelInput(),
+		tunnels: r.perTunnel(), preroutingRaw: r.prerouting(), activation: r.activation(), preroutingNAT: r.redirect(), tunnelInput: r.tunnelInput(),
 		input: r.input(), tunnelForward: r.tunnelForward(), fromTunnel: r.fromTunnel(), toTunnel: r.toTunnel(),
 		forward: r.forward(), outputRaw: r.outputRaw(), output: r.output(), count: r.count(), postroutingNAT: r.masquerade(),
 	}), nil
@@ -191,13 +246,19 @@ func (c renderer) prerouting() string {
 			r.add("%s dport %s fib daddr type local drop", p.Network, braces(p.Daemons))
 		}
 	}
+	return r.String() + c.untracked()
+}
+
+// untracked keeps what comes to the ports of listeners out of the table of connections.
+func (c renderer) untracked() string {
+	var r rules
 	for _, d := range c.directs() {
 		r.add("%s dport %s fib daddr type local notrack", d.network, d.ports)
 	}
 	return r.String()
 }
 
-// direct are the ports of one network whose daemons listen on them.
+// direct are the ports of one network whose daemons listen on them, the activation port among them.
 type direct struct{ network, ports string }
 
 // number is the network's protocol number (RFC 791, RFC 8200).
@@ -210,6 +271,9 @@ func (c renderer) directs() (all []direct) {
 			if p.Network == network && p.direct() {
 				ports = append(ports, p.Public)
 			}
+		}
+		if network == "tcp" && c.Activation != 0 {
+			ports = append(ports, c.Activation)
 		}
 		if len(ports) > 0 {
 			all = append(all, direct{network, braces(ports)})
@@ -264,8 +328,12 @@ func family(a netip.Addr) string {
 	return "ip6"
 }
 
-func (c renderer) input() string {
+// open is what comes to the ports of listeners.
+func (c renderer) open() string {
 	var r rules
+	if c.Activation != 0 {
+		r.add("iifname %s tcp dport %d %s goto activation", c.uplinks, c.Activation, syn)
+	}
 	for _, d := range c.directs() {
 		r.add("iifname %s %s dport %s ct state untracked accept", c.uplinks, d.network, d.ports)
 		// What routers say of packets to customers, for the path MTU: the packet that they quote
@@ -273,6 +341,11 @@ func (c renderer) input() string {
 		r.add("iifname %s icmp type destination-unreachable @th,136,8 %s @th,224,16 %s accept", c.uplinks, d.number(), d.ports)
 		r.add("iifname %s icmpv6 type { destination-unreachable, packet-too-big } @th,112,8 %s @th,384,16 %s accept", c.uplinks, d.number(), d.ports)
 	}
+	return r.String()
+}
+
+func (c renderer) input() string {
+	var r rules
 	r.add("ct state invalid drop")
 	for _, p := range c.Ports {
 		if p.direct() {
@@ -281,14 +354,16 @@ func (c renderer) input() string {
 		r.add("iifname %s ct status dnat %s dport %s accept", c.uplinks, p.Network, braces(p.Daemons))
 	}
 	r.add("iifname %s goto tunnel_input", c.tunnels)
-	return r.String() + c.replies()
+	return c.open() + r.String() + c.replies()
 }
 
-// replies is what comes back to the server itself.
+// replies is what comes back to the server itself, and what it must hear to have addresses and a way out.
 func (c renderer) replies() string {
 	var r rules
 	r.add("ct state established,related accept")
 	r.add("iifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } ip6 hoplimit 255 accept", c.uplinks)
+	r.add("iifname %s meta nfproto ipv4 udp sport 67 udp dport 68 accept", c.uplinks)     // DHCP, RFC 2131
+	r.add("iifname %s ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept", c.uplinks) // RFC 8415
 	return r.String()
 }
 
@@ -344,6 +419,10 @@ func (c renderer) outputRaw() string {
 
 func (c renderer) output() string {
 	var r rules
+	if c.Activation != 0 {
+		// Who holds the port answers and dials nobody.
+		r.add("oifname %s tcp sport %d %s drop", c.uplinks, c.Activation, syn)
+	}
 	for _, d := range c.directs() {
 		r.add("oifname %s %s sport %s ct state untracked accept", c.uplinks, d.network, d.ports)
 	}
@@ -356,6 +435,8 @@ func (c renderer) output() string {
 		r.add("oifname %s %s daddr %v tcp dport %d accept", c.uplinks, family(a.Addr()), a.Addr(), a.Port())
 	}
 	r.add("oifname %s icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept", c.uplinks)
+	r.add("oifname %s meta nfproto ipv4 udp sport 68 udp dport 67 accept", c.uplinks)
+	r.add("oifname %s ip6 daddr { fe80::/10, ff02::1:2 } udp sport 546 udp dport 547 accept", c.uplinks)
 	return r.String()
 }
 

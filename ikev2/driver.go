@@ -131,8 +131,18 @@ func (d *driver) launch(ctx context.Context) (*daemon.Process, error) {
 	cfg := d.s.cfg
 	return daemon.Start(ctx, daemon.Spec{
 		Path: cfg.Binary, Env: []string{"STRONGSWAN_CONF=/proc/self/fd/3"}, UID: cfg.UID, GID: cfg.GID,
-		Caps: capabilities, Files: []*os.File{f},
+		Caps: capabilities, Files: []*os.File{f}, Confine: d.confine(),
 	})
+}
+
+// confine returns charon's sandbox: its directory with the control socket, and the device by which it makes its
+// tunnel when the kernel does not do ESP.
+func (d *driver) confine() *daemon.Confinement {
+	c := &daemon.Confinement{Write: []string{d.dir}}
+	if !d.s.in.Offload {
+		c.Write = append(c.Write, "/dev/net/tun")
+	}
+	return c
 }
 
 // wipe overwrites the configuration of the process that was started last, which keeps the file open.

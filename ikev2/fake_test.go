@@ -6,13 +6,15 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"lethe/internal/testkit"
+
 	"lethe/session"
 )
 
@@ -31,9 +33,11 @@ func fakeMain(mode string) {
 		fmt.Fprintln(os.Stderr, err)
 		return
 	}
-	_ = exec.Command("ip", "link", "del", "ipsec0").Run() // left by the one before
-	if out, err := exec.Command("ip", "link", "add", "ipsec0", "type", "veth", "peer", "name", "ipsec0p").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v: %s", err, out)
+	// By itself: a daemon in its sandbox starts no programs.
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "ipsec0"}, PeerName: "ipsec0p"}
+	_ = netlink.LinkDel(pair) // left by the one before
+	if err := netlink.LinkAdd(pair); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return
 	}
 	for {

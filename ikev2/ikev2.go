@@ -177,7 +177,8 @@ func (s *Server) Secret() private.Value[[]byte] {
 // A process that cannot be started is tried again with growing pauses and reported as trouble; Run itself
 // fails only when the runtime directory cannot be made or the process cannot be stopped.
 func (s *Server) Run(ctx context.Context) error {
-	if err := os.MkdirAll(s.cfg.RuntimeDir, 0o711); err != nil {
+	// charon's user passes through it, whatever the agent's umask.
+	if err := errors.Join(os.MkdirAll(s.cfg.RuntimeDir, 0o711), os.Chmod(s.cfg.RuntimeDir, 0o711)); err != nil {
 		return fmt.Errorf("ikev2: runtime directory: %w", err)
 	}
 	s.log.Log(event.Started{Part: event.IKEv2})

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/fault"
+	"lethe/image/vm"
 	"lethe/internal/command"
 )
 
@@ -25,6 +26,8 @@ type cli struct {
 	out, err io.Writer
 	env      func(string) string
 	opts     Options
+	image    string     // for the first server; "" for none
+	guest    vm.Options // what it runs on
 }
 
 // Run is the command lethe-lab. It returns the exit code: 0 for success, 1 for a
@@ -95,6 +98,9 @@ func (c *cli) defaults() error {
 func (c *cli) shape(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&c.opts.Customers, "customers", 1, "number of customer machines")
 	cmd.Flags().BoolVar(&c.opts.Bare, "bare", false, "only network, web site and name servers")
+	cmd.Flags().StringVar(&c.image, "image", "", "boot this `ISO` (lethe-image build --lab) in a virtual machine as the first VPN server")
+	cmd.Flags().IntVar(&c.guest.Memory, "memory", 1024, "memory of the virtual machine in MiB")
+	cmd.Flags().IntVar(&c.guest.CPUs, "cpus", 2, "CPUs of the virtual machine")
 }
 
 func (c *cli) up() *cobra.Command {
@@ -103,6 +109,13 @@ func (c *cli) up() *cobra.Command {
 		Use: "up", Short: "Bring the lab up and show one customer's way through it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			began := time.Now()
+			if c.image != "" {
+				path, err := filepath.Abs(c.image)
+				if err != nil {
+					return err
+				}
+				c.image = path
+			}
 			if err := c.background(cmd.Context()); err != nil {
 				return err
 			}
@@ -140,7 +153,8 @@ func (c *cli) background(ctx context.Context) (err error) {
 	}
 	defer r.Close()
 	s := exec.Command(self, "serve", "--prefix", c.opts.Prefix, "--dir", c.opts.Dir, "--bin", c.opts.BinDir,
-		fmt.Sprintf("--progress=%d", firstExtra), fmt.Sprintf("--customers=%d", c.opts.Customers), fmt.Sprintf("--bare=%t", c.opts.Bare))
+		fmt.Sprintf("--progress=%d", firstExtra), fmt.Sprintf("--customers=%d", c.opts.Customers), fmt.Sprintf("--bare=%t", c.opts.Bare),
+		"--image", c.image, fmt.Sprintf("--memory=%d", c.guest.Memory), fmt.Sprintf("--cpus=%d", c.guest.CPUs))
 	s.ExtraFiles = []*os.File{w}
 	s.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = errors.Join(s.Start(), w.Close())
@@ -171,6 +185,11 @@ func (c *cli) serve() *cobra.Command {
 			progress := os.NewFile(uintptr(fd), "progress")
 			defer progress.Close()
 			c.opts.Step = Progress(progress)
+			if c.image != "" {
+				// One server: it is what there is to see, and the tour's.
+				c.guest.Medium, c.opts.Locations = c.image, Places()[:1]
+				c.opts.Guests = map[string]vm.Options{Places()[0].Code: c.guest}
+			}
 			l, err := New(cmd.Context(), c.opts)
 			if err != nil {
 				fmt.Fprintln(progress, "error:", err)

@@ -18,13 +18,14 @@
 //	manager.go   the service manager: systemd's protocol for the lab's services
 //	internet.go  web site and name servers
 //	pki.go       certificates and keys that the activator will make in a real service
+//	guest.go     VPN servers that are virtual machines
 //	service.go   lethe-control, lethe-node and the app's helper on their machines
 //	tour.go      the story of one customer, as `up` tells it
 //	remote.go    the control socket, for other processes on the same machine
 //	command.go   the command lethe-lab
 //
 // The lab needs root, iproute2, nsd, and what the programs themselves need
-// (openvpn, unbound, nftables). Its files are all under one directory.
+// (openvpn, unbound, nftables); for virtual machines dnsmasq and what package image/vm needs. Its files are all under one directory.
 package lab
 
 import (
@@ -38,6 +39,8 @@ import (
 	"regexp"
 	"sync"
 	"time"
+
+	"lethe/image/vm"
 )
 
 // Options says what to build. The zero value of each field means its default.
@@ -59,6 +62,10 @@ type Options struct {
 	Locations []Place
 	// Customers is the number of customer machines, at most 200. Default 1.
 	Customers int
+	// Guests says which locations' servers are virtual machines, by the location's code,
+	// and what they are made of. What they boot must be an image for the lab (lethe-image
+	// build --lab). Without Variables a copy of it is signed with keys made for it.
+	Guests map[string]vm.Options
 	// Bare leaves out Lethe's own programs: network, web site and DNS only.
 	Bare bool
 	// Spec is the node specification to publish (package spec), JSON. Default:
@@ -105,6 +112,8 @@ func (o *Options) check() (err error) {
 		return fmt.Errorf("lab: %d customers, want 1 to %d", o.Customers, maxCustomers)
 	case len(o.Locations) > maxServers:
 		return fmt.Errorf("lab: %d locations, want at most %d", len(o.Locations), maxServers)
+	case !o.known():
+		return errors.New("lab: a virtual machine for a location that is not there")
 	case repeated(o.Locations):
 		return errors.New("lab: a location stands twice")
 	case os.Geteuid() != 0:
@@ -120,6 +129,17 @@ func (o *Options) check() (err error) {
 		o.GeoIP = filepath.Join(filepath.Dir(o.BinDir), "geoip.mmdb")
 	}
 	return err
+}
+
+// known reports whether every guest has a location.
+func (o *Options) known() bool {
+	n := 0
+	for _, p := range o.Locations {
+		if _, ok := o.Guests[p.Code]; ok {
+			n++
+		}
+	}
+	return n == len(o.Guests)
 }
 
 func repeated(places []Place) bool {
@@ -167,6 +187,9 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 		{"clear what an earlier lab left behind", func(context.Context) error { return sweep(opts.Prefix, opts.Dir) }},
 		{"network: internet, control plane, servers, customers", l.network},
 		{"internet: web site " + siteName + " and name servers", l.internet},
+	}
+	if len(opts.Guests) > 0 {
+		steps = append(steps, step{GuestStep, l.guests})
 	}
 	if !opts.Bare {
 		steps = append(steps, l.serviceSteps()...)

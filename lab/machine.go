@@ -18,6 +18,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lethe/image/vm"
+	"lethe/secret"
 )
 
 // Machine is one machine of a lab. Programs on it run in its network namespace
@@ -34,6 +37,9 @@ type Machine struct {
 
 	segment  segment
 	settings []string // of the kernel, below /proc/sys/net, as "path=value"
+	guest    *vm.Machine
+	cable    bool         // the namespace is a guest's cable
+	told     *secret.Node // once it was activated
 }
 
 func find(all []*Machine, name string) *Machine {

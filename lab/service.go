@@ -1,12 +1,17 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"lethe/activation"
+	"lethe/image/layout"
 	"lethe/lab/pki"
 	"lethe/private"
 	"lethe/secret"
@@ -71,7 +78,8 @@ func (a *activator) secrets(server string, entry Dual) (*secret.Node, error) {
 	return &secret.Node{
 		Server:         server,
 		VPNCertificate: private.Of(vpn.Certificate), VPNKey: private.Of(vpn.Key), TLSCrypt: private.Of(a.tlsCrypt),
-		ControlURL:     "https://" + netip.AddrPortFrom(controlAddr.V4, nodePort).String(),
+		ControlURL:     "https://" + net.JoinHostPort(nodeName, strconv.Itoa(nodePort)),
+		Control:        []netip.Addr{controlAddr.V4, controlAddr.V6},
 		ControlCA:      a.api.PEM,
 		APICertificate: private.Of(api.Certificate), APIKey: private.Of(api.Key),
 		Salt: private.Of([32]byte(k.Salt)), Seal: private.Of([32]byte(k.Seal)), TrustRoot: k.TrustRoot,
@@ -96,7 +104,7 @@ func (l *Lab) serviceSteps() []step {
 			func(ctx context.Context) error { return l.startNode(ctx, l.Server(i)) }})
 	}
 	return append(steps, step{"customers: the app and its helper", l.startHelpers},
-		step{"VPN servers: have the signed bundle and take customers", l.awaitServers})
+		step{"VPN servers: have the signed bundle and take customers", l.AwaitServers})
 }
 
 // geoIP builds the GeoIP file unless it is there already.
@@ -227,37 +235,103 @@ func await(ctx context.Context, patience time.Duration, what string, done func(c
 // startNode boots a server: its agent waits without a secret until the
 // activator's part hands them over.
 func (l *Lab) startNode(ctx context.Context, m *Machine) error {
+	if m.guest != nil {
+		if err := l.AwaitGuest(ctx, m); err != nil {
+			return err
+		}
+		return l.Activate(ctx, m)
+	}
 	config, err := json.Marshal(map[string]any{"version": 1, "uplinks": []string{Uplink}, "root_hints": rootHints, "processes": 1})
 	err = errors.Join(err, m.Install(ctx, rootHints, []byte(RootHints())), m.Install(ctx, nodeConfig, config))
 	if err != nil {
 		return err
 	}
-	err = l.Start(ctx, Unit{
-		Name: m.Name, Machine: m, Notify: true, Runtime: "lethe-node", Timeout: time.Minute,
-		Args: []string{"lethe-node", "run", "--config", nodeConfig},
-	})
-	if err != nil {
+	if err := l.Boot(ctx, m); err != nil {
 		return err
 	}
 	return l.Activate(ctx, m)
 }
 
-// Activate hands a server that waits its secrets, as the activator will. A server
-// waits after its boot, and after its unit was stopped and started.
+// Boot starts a server's agent, which then waits to be told its secrets.
+func (l *Lab) Boot(ctx context.Context, m *Machine) error {
+	return l.Start(ctx, Unit{
+		Name: m.Name, Machine: m, Notify: true, Runtime: "lethe-node", Timeout: time.Minute,
+		Args: []string{"lethe-node", "run", "--config", nodeConfig},
+	})
+}
+
+// Activate hands a server that waits its secrets, in place of the activator: over the same port, from
+// the internet, but without asking for evidence. A server waits after its boot, and after its
+// unit was stopped and started.
 func (l *Lab) Activate(ctx context.Context, m *Machine) error {
 	n, err := l.activator.secrets(m.Name, m.Addresses[0])
 	if err != nil {
 		return err
 	}
-	return secret.Handover(ctx, m.Path("/run/lethe-node/activate.sock"), n)
+	b, err := n.Encode()
+	if err != nil {
+		return err
+	}
+	port := l.ActivationPort(m.own())
+	defer port.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+m.Name+"/v1/secrets", bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	resp, err := port.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		reason, _ := io.ReadAll(io.LimitReader(resp.Body, 256)) // it names a part, never its content
+		return fmt.Errorf("server %s: %s %s", m.Name, resp.Status, reason)
+	}
+	m.told = n
+	return nil
 }
 
-// awaitServers dials every server's TCP port from the internet until it is
+// Told returns what the server was told last: for tests that look for it where it must not be.
+func (m *Machine) Told() *secret.Node { return m.told }
+
+// ActivationState asks a server for its state, by IPv4.
+func (l *Lab) ActivationState(ctx context.Context, m *Machine) (s activation.State, err error) {
+	port := l.ActivationPort(m.Addresses[0].V4)
+	defer port.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+m.Name+"/v1/state", nil)
+	if err != nil {
+		return s, err
+	}
+	resp, err := port.Do(req)
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	return s, json.NewDecoder(io.LimitReader(resp.Body, 1<<17)).Decode(&s)
+}
+
+// ActivationPort returns a client that asks, from the internet, the server at an address on the port where it
+// waits for its secrets. It takes any key: the lab has no evidence to hold it against.
+func (l *Lab) ActivationPort(server netip.Addr) *http.Client {
+	at := netip.AddrPortFrom(server, layout.ActivationPort).String()
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return l.Internet().Dial(ctx, network, at)
+		},
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true},
+	}}
+}
+
+// AwaitServers dials every server's TCP port from the internet until it is
 // answered.
-func (l *Lab) awaitServers(ctx context.Context) error {
+func (l *Lab) AwaitServers(ctx context.Context) error {
 	for i, p := range l.opts.Locations {
 		entry, _ := serverAddr(i)
-		err := await(ctx, serverPatience, "VPN server "+p.server()+" does not answer on its TCP port", func(ctx context.Context) bool {
+		patience := serverPatience
+		if l.Server(i).guest != nil {
+			patience = guestPatience
+		}
+		err := await(ctx, patience, "VPN server "+p.server()+" does not answer on its TCP port", func(ctx context.Context) bool {
 			attempt, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
 			c, err := l.Internet().Dial(attempt, "tcp", netip.AddrPortFrom(entry.V4, 443).String())

@@ -105,11 +105,17 @@ func (o *Options) plan() []*Machine {
 	router := []string{"ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1"}
 	all := []*Machine{
 		{Name: "inet", settings: router},
-		{Name: "control", Addresses: []Dual{controlAddr}, segment: services, settings: []string{"ipv4/tcp_no_metrics_save=1"}},
+		{Name: "control", Addresses: []Dual{controlAddr}, segment: services,
+			// Router advertisements are for guests.
+			settings: []string{"ipv4/tcp_no_metrics_save=1", "ipv6/conf/" + Uplink + "/accept_ra=0"}},
 	}
 	for i, p := range o.Locations {
 		entry, exit := serverAddr(i)
-		all = append(all, &Machine{Name: p.server(), Addresses: []Dual{entry, exit}, segment: services, settings: router})
+		m := &Machine{Name: p.server(), Addresses: []Dual{entry, exit}, segment: services, settings: router}
+		if _, m.cable = o.Guests[p.Code]; m.cable {
+			m.Addresses[1], m.settings = guestAddr(i), []string{"ipv6/conf/all/disable_ipv6=1", "ipv6/conf/default/disable_ipv6=1"}
+		}
+		all = append(all, m)
 	}
 	for i := range o.Customers {
 		all = append(all, &Machine{Name: customerName(i), Addresses: []Dual{customerAddr(i)}, segment: customers})
@@ -158,6 +164,9 @@ func link(ctx context.Context, all []*Machine) error {
 
 // batch returns the commands that give m its addresses and its way out.
 func (m *Machine) batch() string {
+	if m.cable {
+		return cable()
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "link set lo up\nlink set %s up\n", Uplink)
 	// A machine speaks from its main address: in IPv4 the first one added, in

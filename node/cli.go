@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"lethe/event"
 	"lethe/internal/command"
-	"lethe/secret"
 	"lethe/version"
 )
 
@@ -27,8 +25,8 @@ func Command(stdin io.Reader, stdout, stderr io.Writer, getenv func(string) stri
 	var config, dir string
 	run := &cobra.Command{
 		Use: "run", Short: "Serve until told to stop", Args: cobra.NoArgs,
-		Long: "Serve until told to stop. The server waits for its secrets on the socket activate.sock in its\n" +
-			"runtime directory and then follows the signed bundle.\n\nIt must own the network namespace it runs in: " +
+		Long: "Serve until told to stop. The server says on TCP port 7443 that it waits for its secrets, and once it\n" +
+			"has them follows the signed bundle.\n\nIt must own the network namespace it runs in: " +
 			"it replaces the firewall and the kernel's network settings.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := LoadConfig(config)
@@ -46,31 +44,8 @@ func Command(stdin io.Reader, stdout, stderr io.Writer, getenv func(string) stri
 		},
 	}
 	run.Flags().StringVar(&config, "config", "/etc/lethe/node.json", "configuration file")
-	handover := &cobra.Command{
-		Use: "handover", Short: "Hand the secrets on standard input to the server that waits on this machine", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if dir == "" {
-				return errNoDir
-			}
-			b, err := io.ReadAll(io.LimitReader(stdin, secret.MaxSize+1))
-			if err != nil {
-				return err
-			}
-			n, err := secret.Decode(b)
-			if err != nil {
-				return err
-			}
-			if err := secret.Handover(cmd.Context(), filepath.Join(dir, "activate.sock"), n); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(stdout, "activated")
-			return err
-		},
-	}
-	for _, c := range []*cobra.Command{run, handover} {
-		c.Flags().StringVar(&dir, "runtime-dir", getenv("RUNTIME_DIRECTORY"), "runtime directory, on a RAM disk")
-	}
-	root.AddCommand(run, handover, &cobra.Command{
+	run.Flags().StringVar(&dir, "runtime-dir", getenv("RUNTIME_DIRECTORY"), "runtime directory, on a RAM disk")
+	root.AddCommand(run, &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(stdout, "lethe-node", version.String())

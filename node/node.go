@@ -1,7 +1,7 @@
 // Package node is lethe-node, the program that runs on a VPN server.
 //
-// Its life: apply the kernel settings and close the firewall; wait for the
-// secrets (package secret); follow the signed bundle (bundle.go); open the
+// Its life: close the firewall and apply the kernel settings; say on one port that it waits for
+// its secrets (package activation); follow the signed bundle (bundle.go); open the
 // firewall for what the bundle says; run OpenVPN and the resolver; deliver
 // usage records. Package session decides about customers in between.
 //
@@ -26,20 +26,20 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"lethe/activation"
 	"lethe/bundle"
 	"lethe/event"
 	"lethe/fault"
 	"lethe/firewall"
 	"lethe/ikev2"
+	"lethe/image/layout"
 	"lethe/ledger"
 	"lethe/location"
 	"lethe/notify"
@@ -50,6 +50,7 @@ import (
 	"lethe/secret"
 	"lethe/session"
 	"lethe/spec"
+	"lethe/uplink"
 	"lethe/usage"
 )
 
@@ -68,7 +69,9 @@ type Node struct {
 	cfg      Config
 	dir      string // runtime directory
 	log      *event.Logger
+	port     *activation.Server // the one that is no VPN port
 	secrets  *secret.Node
+	control  []netip.AddrPort    // where the node API is dialled
 	kept     map[string]*os.File // what an earlier instance has left with the service manager
 	open     bool                // an earlier instance has left the firewall open: customers may be connected
 	policy   *policy
@@ -96,10 +99,32 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	if err := n.prepare(ctx, kept[keptLedger] == nil); err != nil {
 		return err
 	}
-	if err := n.activate(ctx, kept[keptSecrets]); err != nil {
+	if n.port, err = activation.New(osRelease, layout.Sealed, log); err != nil {
 		return err
 	}
-	if err := n.openLedger(kept[keptLedger]); err != nil {
+	l, err := activation.Listen(layout.ActivationPort)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.port.Serve(gctx, l) })
+	g.Go(func() error {
+		defer cancel()
+		return n.live(gctx)
+	})
+	return g.Wait()
+}
+
+// osRelease says which image this is; see os-release(5).
+const osRelease = "/usr/lib/os-release"
+
+// live is the server's life with the port open.
+func (n *Node) live(ctx context.Context) error {
+	if err := n.activate(ctx, n.kept[keptSecrets]); err != nil {
+		return err
+	}
+	if err := n.openLedger(n.kept[keptLedger]); err != nil {
 		return err
 	}
 	defer n.ledger.Close()
@@ -107,8 +132,8 @@ func Run(ctx context.Context, cfg Config, dir string, log *event.Logger) error {
 	return n.serve(ctx)
 }
 
-// prepare brings the machine into the state in which nothing passes. After an
-// agent that was killed it leaves the rules alone: customers are connected. After one
+// prepare brings the machine into the state in which nothing passes but what asks at the activation
+// port. After an agent that was killed it leaves the rules alone: customers are connected. After one
 // that was stopped, nothing passes already, not even to the control plane.
 func (n *Node) prepare(ctx context.Context, first bool) (err error) {
 	if !first {
@@ -117,7 +142,11 @@ func (n *Node) prepare(ctx context.Context, first bool) (err error) {
 		}
 	}
 	if !n.open {
-		if err := firewall.Load(ctx, firewall.Closed()); err != nil {
+		text, err := n.early().Awaiting()
+		if err == nil {
+			err = firewall.Load(ctx, text)
+		}
+		if err != nil {
 			return fmt.Errorf("close the firewall: %w", err)
 		}
 	}
@@ -127,22 +156,41 @@ func (n *Node) prepare(ctx context.Context, first bool) (err error) {
 	return nil
 }
 
-// activate gets the secrets from the service manager or waits for a handover.
+// early is what the firewall's rules depend on before the first bundle.
+func (n *Node) early() firewall.Config {
+	return firewall.Config{Uplinks: n.cfg.Uplinks, Activation: layout.ActivationPort, Seed: n.seed, Control: n.control}
+}
+
+// activate gets the secrets from the service manager or waits until they are handed over.
 func (n *Node) activate(ctx context.Context, kept *os.File) (err error) {
 	if kept != nil {
 		defer kept.Close()
 		n.secrets, err = secret.Restore(kept)
-		return errors.Join(err, notify.Ready())
+		n.port.Activate()
+		err = errors.Join(err, notify.Ready())
+	} else {
+		err = n.await(ctx)
 	}
-	var f *os.File
-	n.secrets, f, err = secret.Receive(ctx, filepath.Join(n.dir, "activate.sock"), notify.Ready)
+	if err == nil {
+		n.control, err = n.secrets.ControlEndpoints()
+	}
+	return err
+}
+
+// await waits for the secrets and leaves them with the service manager.
+func (n *Node) await(ctx context.Context) error {
+	if err := notify.Ready(); err != nil {
+		return err
+	}
+	handed, err := n.port.Wait(ctx)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if err := notify.Store(keptSecrets, f); err != nil {
+	defer handed.Kept.Close()
+	if err := notify.Store(keptSecrets, handed.Kept); err != nil {
 		return fmt.Errorf("store the secrets: %w", err)
 	}
+	n.secrets = handed.Secrets
 	n.log.Log(event.Activated{})
 	return nil
 }
@@ -192,6 +240,7 @@ func (n *Node) serve(ctx context.Context) error {
 	if err := n.build(); err != nil {
 		return err
 	}
+	n.port.Use(n.drivers())
 	n.openFirewall(gctx)
 	g.Go(func() error { return n.vpn.Run(gctx) })
 	g.Go(func() error { return n.answerRADIUS(gctx) })
@@ -317,6 +366,18 @@ func (n *Node) tunnels() (all []firewall.Tunnel) {
 	return all
 }
 
+// drivers says what carries customers' packets.
+func (n *Node) drivers() activation.Drivers {
+	d := activation.Drivers{OpenVPN: "tun", IKEv2: "libipsec"}
+	if in := n.vpn.Instances(); len(in) > 0 && in[0].Offload {
+		d.OpenVPN = "ovpn-dco"
+	}
+	if n.ike.Instance().Offload {
+		d.IKEv2 = "xfrm"
+	}
+	return d
+}
+
 // stop is the end of a server that was told to stop: its sessions have ended,
 // their records are delivered, and the firewall closes.
 func (n *Node) stop() error {
@@ -326,7 +387,7 @@ func (n *Node) stop() error {
 	// It closes whatever became of the records, and whatever that took.
 	shut, cancel := context.WithTimeout(context.Background(), lastFlush)
 	defer cancel()
-	err = errors.Join(err, firewall.Load(shut, firewall.Closed()))
+	err = errors.Join(err, firewall.Load(shut, firewall.Closed()), uplink.Sync(n.cfg.Uplinks, nil))
 	n.log.Log(event.Stopped{Part: event.Node})
 	if err != nil {
 		return fault.Wrap(fault.Of(err), "the server did not stop in order", err)
@@ -350,7 +411,7 @@ func (n *Node) newBundleClient() (*bundle.Client, error) {
 	})
 }
 
-// httpClient speaks to the node API: mutual TLS, one CA, no proxy.
+// httpClient speaks to the node API: mutual TLS, one CA, no proxy and no DNS.
 func (n *Node) httpClient() (*http.Client, error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(n.secrets.ControlCA)) // checked when the secrets came
@@ -360,12 +421,25 @@ func (n *Node) httpClient() (*http.Client, error) {
 	}
 	return &http.Client{
 		Transport: &http.Transport{
+			DialContext:           n.dialControl,
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{pair}},
 			ResponseHeaderTimeout: 15 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 			IdleConnTimeout: 90 * time.Second, ForceAttemptHTTP2: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// dialControl connects to the first of the control plane's addresses that answers, whatever
+// name the URL has.
+func (n *Node) dialControl(ctx context.Context, network, _ string) (c net.Conn, err error) {
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	for _, a := range n.control {
+		if c, err = dialer.DialContext(ctx, network, a.String()); err == nil {
+			return c, nil
+		}
+	}
+	return nil, err
 }
 
 // poster returns the delivery of usage batches.
@@ -393,18 +467,14 @@ func (n *Node) poster() (func(context.Context, []byte) error, error) {
 
 // reachControl opens the firewall for the control plane alone.
 func (n *Node) reachControl(ctx context.Context) error {
-	control, err := controlAddresses(ctx, n.secrets.ControlURL)
-	if err != nil {
-		return err
-	}
-	text, err := firewall.Config{Uplinks: n.cfg.Uplinks, Control: control}.Waiting()
+	text, err := n.early().Waiting()
 	if err != nil {
 		return err
 	}
 	return firewall.Load(ctx, text)
 }
 
-// openFirewall brings the rules up to what the bundle says of this server. It
+// openFirewall brings the addresses and the rules up to what the bundle says of this server. It
 // is called after every poll, so what failed is tried again. Until a later
 // instance has a bundle, the rules of the one before stay.
 func (n *Node) openFirewall(ctx context.Context) {
@@ -412,14 +482,14 @@ func (n *Node) openFirewall(ctx context.Context) {
 	if !ok {
 		return
 	}
-	want, err := n.firewallConfig(ctx, self)
-	if err == nil && reflect.DeepEqual(want, n.rules) {
+	if err := uplink.Sync(n.cfg.Uplinks, self.Addresses); err != nil {
+		n.log.Log(event.Trouble{Part: event.Uplink, Kind: fault.Of(err)})
+	}
+	want := n.firewallConfig(self)
+	if reflect.DeepEqual(want, n.rules) {
 		return
 	}
-	var text string
-	if err == nil {
-		text, err = want.Rules()
-	}
+	text, err := want.Rules()
 	if err == nil {
 		err = firewall.Load(ctx, text)
 	}
@@ -432,15 +502,10 @@ func (n *Node) openFirewall(ctx context.Context) {
 
 // firewallConfig derives the rules' parameters from the directory's entry of
 // this server and from its processes.
-func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewall.Config, error) {
-	control, err := controlAddresses(ctx, n.secrets.ControlURL)
-	if err != nil {
-		return firewall.Config{}, err
-	}
-	cfg := firewall.Config{
-		Uplinks: n.cfg.Uplinks, Resolvers: []netip.Addr{resolverV4, resolverV6}, ResolverUID: n.cfg.ResolverUser,
-		BlockTCP: n.policy.node().BlockTCP, Control: control, Seed: n.seed, Tunnels: n.tunnels(),
-	}
+func (n *Node) firewallConfig(self location.Server) firewall.Config {
+	cfg := n.early()
+	cfg.Resolvers, cfg.ResolverUID = []netip.Addr{resolverV4, resolverV6}, n.cfg.ResolverUser
+	cfg.BlockTCP, cfg.Tunnels = n.policy.node().BlockTCP, n.tunnels()
 	for _, e := range self.Endpoints {
 		if e.Protocol == protocol.IKEv2 {
 			// Whoever meets a NAT on the way goes on at the second port (RFC 7296, section 2.23).
@@ -462,28 +527,5 @@ func (n *Node) firewallConfig(ctx context.Context, self location.Server) (firewa
 			cfg.Ports = append(cfg.Ports, port)
 		}
 	}
-	return cfg, nil
-}
-
-// controlAddresses returns where the node API may be dialled.
-func controlAddresses(ctx context.Context, control string) ([]netip.AddrPort, error) {
-	u, err := url.Parse(control)
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, "the control plane's URL is not usable", err)
-	}
-	port := uint64(443)
-	if p := u.Port(); p != "" {
-		if port, err = strconv.ParseUint(p, 10, 16); err != nil {
-			return nil, fault.Wrap(fault.Invalid, "the control plane's URL is not usable", err)
-		}
-	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, "the control plane's name does not resolve", err)
-	}
-	var found []netip.AddrPort
-	for _, a := range addrs {
-		found = append(found, netip.AddrPortFrom(a.Unmap(), uint16(port)))
-	}
-	return found, nil
+	return cfg
 }

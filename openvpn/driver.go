@@ -94,6 +94,7 @@ func (d *driver) start(ctx context.Context) (*daemon.Process, error) {
 	err := prepare(d.dir, cfg.UID, cfg.GID)
 	spec := daemon.Spec{Path: cfg.Binary, Args: []string{"--config", "stdin"}, UID: cfg.UID, GID: cfg.GID, Stdin: cfg.render(d.in, d.s.features, d.dir)}
 	defer clear(spec.Stdin)
+	spec.Confine = confine(d.in, d.dir)
 	if d.in.Port < 1024 {
 		spec.Caps = append(spec.Caps, unix.CAP_NET_BIND_SERVICE)
 	}

@@ -199,7 +199,8 @@ func (s *Server) Instances() []Instance {
 // A process that cannot be started is tried again with growing pauses and reported as trouble;
 // Run itself fails only when the runtime directory cannot be made or a process cannot be stopped.
 func (s *Server) Run(ctx context.Context) error {
-	if err := os.MkdirAll(s.cfg.RuntimeDir, 0o711); err != nil {
+	// The processes' users pass through it, whatever the agent's umask.
+	if err := errors.Join(os.MkdirAll(s.cfg.RuntimeDir, 0o711), os.Chmod(s.cfg.RuntimeDir, 0o711)); err != nil {
 		return fmt.Errorf("openvpn: runtime directory: %w", err)
 	}
 	errs := make([]error, len(s.drivers))

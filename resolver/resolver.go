@@ -181,7 +181,7 @@ func (s *Server) adopt(ctx context.Context) *daemon.Process {
 func (s *Server) start(ctx context.Context) (*daemon.Process, error) {
 	p, err := daemon.Start(ctx, daemon.Spec{
 		Path: s.cfg.Binary, Args: []string{"-d", "-p", "-c", "/dev/stdin"}, UID: s.cfg.UID, GID: s.cfg.GID,
-		Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Stdin: []byte(s.text),
+		Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Stdin: []byte(s.text), Confine: s.cfg.confine(),
 	})
 	if err == nil {
 		if err = os.WriteFile(s.identityFile(), []byte(p.Identity().String()+"\n"+s.digest()), 0o600); err != nil {
@@ -220,6 +220,15 @@ func (s *Server) addresses() error {
 		}
 	}
 	return errors.Join(err, netlink.LinkSetUp(lo))
+}
+
+// confine returns unbound's sandbox: DNS by TCP to listen and to ask, and root hints of its own.
+func (c Config) confine() *daemon.Confinement {
+	b := &daemon.Confinement{Bind: []uint16{53}, Connect: []uint16{53}}
+	if c.RootHints != "" {
+		b.Read = []string{c.RootHints}
+	}
+	return b
 }
 
 // silence is the part of the configuration (unbound.conf(5)) that is the same

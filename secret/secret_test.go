@@ -2,7 +2,6 @@ package secret_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,11 +11,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
-	"net"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +52,8 @@ func node(t testing.TB) *secret.Node {
 	apiCert, apiKey := pair(t, "nl-ams-1")
 	return &secret.Node{
 		Server: "nl-ams-1", VPNCertificate: private.Of(vpnCert), VPNKey: private.Of(vpnKey),
-		TLSCrypt: private.Of(staticKey), ControlURL: "https://control.example", ControlCA: apiCert,
+		TLSCrypt: private.Of(staticKey), ControlURL: "https://control.example",
+		Control: []netip.Addr{netip.MustParseAddr("198.51.100.100"), netip.MustParseAddr("2001:db8::100")}, ControlCA: apiCert,
 		APICertificate: private.Of(apiCert), APIKey: private.Of(apiKey),
 		Salt: private.Of([32]byte{1}), Seal: private.Of([32]byte{2}), TrustRoot: []byte(`{"root":1}`),
 	}
@@ -70,60 +68,41 @@ func encoded(t testing.TB, n *secret.Node) []byte {
 	return b
 }
 
-type received struct {
-	node *secret.Node
-	file *os.File
-	err  error
-}
-
-// wait starts a server that waits for its secrets.
-func wait(t *testing.T, ctx context.Context) (path string, got <-chan received) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "activate.sock")
-	c, waiting := make(chan received, 1), make(chan struct{})
-	go func() {
-		n, f, err := secret.Receive(ctx, path, func() error { close(waiting); return nil })
-		c <- received{n, f, err}
-	}()
-	<-waiting
-	return path, c
-}
-
-func TestHandover(t *testing.T) {
-	path, got := wait(t, t.Context())
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("socket mode %v, %v", info.Mode(), err)
-	}
+func TestKeep(t *testing.T) {
 	want := node(t)
-	if err := secret.Handover(t.Context(), path, want); err != nil {
-		t.Fatal(err)
-	}
-	r := <-got
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
-	defer r.file.Close()
-	if !bytes.Equal(encoded(t, r.node), encoded(t, want)) {
-		t.Error("what arrived is not what was sent")
-	}
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is still there: %v", err)
-	}
-	if err := secret.Handover(t.Context(), path, want); err == nil {
-		t.Error("a second handover was taken")
-	}
-	again, err := secret.Restore(r.file)
+	f, err := secret.Keep(encoded(t, want))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(encoded(t, again), encoded(t, want)) {
-		t.Error("what was restored is not what was sent")
+	defer f.Close()
+	got, err := secret.Restore(f)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := r.file.WriteAt([]byte{0}, 0); err == nil {
-		t.Error("the stored secrets can be changed")
+	if !bytes.Equal(encoded(t, got), encoded(t, want)) {
+		t.Error("what was restored is not what was kept")
 	}
-	if s := fmt.Sprintf("%+v %#v", r.node, *r.node); strings.Contains(s, "PRIVATE KEY") || strings.Contains(s, "Static key") {
+	if _, err := f.WriteAt([]byte{0}, 0); err == nil {
+		t.Error("the kept secrets can be changed")
+	}
+	if s := fmt.Sprintf("%+v %#v", got, *got); strings.Contains(s, "PRIVATE KEY") || strings.Contains(s, "Static key") {
 		t.Error("a printed Node shows a key")
+	}
+}
+
+func TestControlEndpoints(t *testing.T) {
+	n := node(t)
+	for in, want := range map[string]string{
+		"https://control.example": "[198.51.100.100:443 [2001:db8::100]:443]", "https://control.example:8443": "[198.51.100.100:8443 [2001:db8::100]:8443]",
+	} {
+		n.ControlURL = in
+		if got, err := n.ControlEndpoints(); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%s: %v, %v", in, got, err)
+		}
+	}
+	n.ControlURL = "https://control.example:x"
+	if _, err := n.ControlEndpoints(); err == nil {
+		t.Error("a URL that is none")
 	}
 }
 
@@ -158,94 +137,27 @@ func TestRefusals(t *testing.T) {
 		{"32 bytes", spoiled(t, "salt", []byte{1})},
 		{"32 bytes", spoiled(t, "seal", nil)},
 		{"must be https", spoiled(t, "control_url", "http://control.example")},
+		{"must be https", spoiled(t, "control_url", "https://:8443")},
+		{"must be https", spoiled(t, "control_url", "https://control.example/node")},
+		{"must be https", spoiled(t, "control_url", "https://me@control.example")},
+		{"impossible port", spoiled(t, "control_url", "https://control.example:65536")},
+		{"impossible port", spoiled(t, "control_url", "https://control.example:0")},
+		{"1 to 8 addresses", spoiled(t, "control_addresses", nil)},
+		{"1 to 8 addresses", spoiled(t, "control_addresses", make([]netip.Addr, 9))},
+		{"not the JSON", spoiled(t, "control_addresses", []string{"control.example"})},
+		{"not a unicast", spoiled(t, "control_addresses", []string{"127.0.0.1"})},
+		{"not a unicast", spoiled(t, "control_addresses", []string{"fe80::1%eth0"})},
+		{"not a unicast", spoiled(t, "control_addresses", []string{"2001:db8::1", "::ffff:192.0.2.1"})},
 		{"static key", spoiled(t, "tls_crypt", "x")},
 		{"control CA", spoiled(t, "control_ca", "x")},
 		{"VPN certificate and key do not fit", spoiled(t, "vpn_certificate", otherCert)},
 		{"API certificate and key do not fit", spoiled(t, "api_key", foreignKey)},
 		{"not for the server named", spoiled(t, "server", "us-nyc-1")},
 	} {
-		ctx, cancel := context.WithCancel(t.Context())
-		path, got := wait(t, ctx)
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
+		n, err := secret.Decode(c.body)
+		if err == nil || n != nil || !strings.HasPrefix(err.Error(), "secrets: ") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v, want %q", err, c.want)
 		}
-		u := conn.(*net.UnixConn)
-		_, _ = u.Write(c.body)
-		_ = u.CloseWrite()
-		answer, _ := io.ReadAll(u)
-		u.Close()
-		if !strings.HasPrefix(string(answer), "refused: ") || !strings.Contains(string(answer), c.want) {
-			t.Errorf("answer %q, want %q", answer, c.want)
-		}
-		// A refused server still waits.
-		if err := secret.Handover(ctx, path, node(t)); err != nil {
-			t.Errorf("after %q a good handover fails: %v", c.want, err)
-		}
-		if r := <-got; r.err == nil {
-			r.file.Close()
-		}
-		cancel()
-	}
-}
-
-func TestHandoverReportsTheReason(t *testing.T) {
-	path, got := wait(t, t.Context())
-	bad := node(t)
-	bad.ControlURL = "http://x"
-	if err := secret.Handover(t.Context(), path, bad); err == nil || err.Error() != "the control URL must be https" {
-		t.Errorf("got %v", err)
-	}
-	if err := secret.Handover(t.Context(), path, node(t)); err != nil {
-		t.Fatal(err)
-	}
-	(<-got).file.Close()
-}
-
-func TestReceiveEnds(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	path, got := wait(t, ctx)
-	// A peer that goes away without a word changes nothing.
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.Close()
-	cancel()
-	if r := <-got; !errors.Is(r.err, context.Canceled) {
-		t.Errorf("got %v", r.err)
-	}
-	nothing := func() error { return nil }
-	if _, _, err := secret.Receive(t.Context(), filepath.Join(t.TempDir(), "no", "such", "dir"), nothing); err == nil {
-		t.Error("listened in a directory that does not exist")
-	}
-	boom := errors.New("boom")
-	if _, _, err := secret.Receive(t.Context(), filepath.Join(t.TempDir(), "s"), func() error { return boom }); !errors.Is(err, boom) {
-		t.Errorf("got %v, want the error of the callback", err)
-	}
-	full := t.TempDir()
-	if err := os.WriteFile(filepath.Join(full, "x"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := secret.Receive(t.Context(), full, nothing); err == nil {
-		t.Error("replaced a directory")
-	}
-}
-
-func TestSilentServer(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		if c, err := l.Accept(); err == nil {
-			c.Close()
-		}
-	}()
-	if err := secret.Handover(t.Context(), path, node(t)); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("got %v", err)
 	}
 }
 
