@@ -6,13 +6,16 @@ LAB ?= lab
 BIN := build/bin
 export GOFLAGS ?= -buildvcs=false
 
-.PHONY: help up down shell operator build deps test bench fuzz lint clean
+.PHONY: help up image campaign down shell operator build deps test bench fuzz lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 up: deps build ## bring up a whole service on this machine and show one customer's way through it
 	@$(BIN)/lethe-lab up --prefix $(LAB)
+
+image: deps build ## build the servers' image, boot it as the lab's VPN server and be its customer
+	@dir=$$(scripts/image) && $(BIN)/lethe-lab up --prefix $(LAB) --image $$dir/lethe-*-vm-lab.iso
 
 down: ## remove every trace of it
 	@if [ -x $(BIN)/lethe-lab ]; then $(BIN)/lethe-lab down --prefix $(LAB); fi
@@ -32,6 +35,9 @@ deps: ## install what is missing on Debian 12 or 13
 
 test: deps ## every check and every test, with coverage
 	@scripts/test
+
+campaign: deps ## boot 200 damaged images
+	@LETHE_IMAGES=$$(scripts/image) && export LETHE_IMAGES && go test -count 1 -timeout 4h -run '^TestFlips$$' -v ./test -args -flips 200
 
 bench: deps ## every benchmark, beside its peer
 	@scripts/bench

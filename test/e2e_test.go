@@ -96,6 +96,12 @@ func deadline(t testing.TB) context.Context {
 // left behind. The services' output is shown when the test has failed.
 func newLab(t testing.TB, change ...func(*lab.Options)) *lab.Lab {
 	t.Helper()
+	return newLabWithin(deadline(t), t, change...)
+}
+
+// newLabWithin is newLab for a lab that may take its time to come up.
+func newLabWithin(ctx context.Context, t testing.TB, change ...func(*lab.Options)) *lab.Lab {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "lab")
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +111,7 @@ func newLab(t testing.TB, change ...func(*lab.Options)) *lab.Lab {
 	for _, c := range change {
 		c(&o)
 	}
-	l, err := lab.New(deadline(t), o)
+	l, err := lab.New(ctx, o)
 	if err != nil {
 		t.Fatal(err, output(o.Dir+".failed"))
 	}

@@ -429,13 +429,17 @@ func (e *ends) pending() {
 // answer does not arrive. A batch is the only thing of a server's that fills packets.
 const deafen = `table inet %[1]s {
 	set posted { type ipv4_addr; flags dynamic; }
+	set posted6 { type ipv6_addr; flags dynamic; }
+	counter dropped { }
 	chain input {
 		type filter hook input priority 0;
 		ip saddr %[2]s tcp dport 8443 meta length > 1000 add @posted { ip saddr }
+		ip6 saddr %[3]s tcp dport 8443 meta length > 1000 add @posted6 { ip6 saddr }
 	}
 	chain output {
 		type filter hook output priority 0;
-		ip daddr @posted tcp sport 8443 counter drop
+		ip daddr @posted tcp sport 8443 counter name dropped drop
+		ip6 daddr @posted6 tcp sport 8443 counter name dropped drop
 	}
 }`
 
@@ -478,7 +482,7 @@ func (e *ends) lose(server string, pair []*guest) bool {
 	release := e.hold()
 	defer release()
 	e.gone(server, pair, addresses)
-	e.nft(fmt.Sprintf(deafen, "deaf", m.Addresses[0].V4))
+	e.nft(fmt.Sprintf(deafen, "deaf", m.Addresses[0].V4, m.Addresses[0].V6))
 	release()
 	booked := make([]bool, len(pair))
 	lost := func() bool {
@@ -487,8 +491,8 @@ func (e *ends) lose(server string, pair []*guest) bool {
 				booked[i], _ = e.b.book(g, 1, moved[i])
 			}
 		}
-		dropped := e.nft("list chain inet deaf output")
-		return !slices.Contains(booked, false) && strings.Contains(dropped, " packets ") && !strings.Contains(dropped, " packets 0 ")
+		dropped := e.nft("list counter inet deaf dropped")
+		return !slices.Contains(booked, false) && strings.Contains(dropped, "packets ") && !strings.Contains(dropped, "packets 0 ")
 	}
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if lost() {
