@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"lethe/internal/testkit"
+
 	"lethe/image/pe"
 )
 
@@ -49,8 +51,8 @@ func TestAppend(t *testing.T) {
 	for name, b := range images {
 		t.Run(name, func(t *testing.T) {
 			before := bytes.Clone(b)
-			was := must[*pe.Image](t)(pe.Parse(b)).Sections()
-			out := must[[]byte](t)(pe.Append(b, add...))
+			was := testkit.Must[*pe.Image](t)(pe.Parse(b)).Sections()
+			out := testkit.Must[[]byte](t)(pe.Append(b, add...))
 			if !bytes.Equal(b, before) {
 				t.Error("the stub was changed")
 			}
@@ -72,7 +74,7 @@ func TestAppend(t *testing.T) {
 					continue
 				}
 				want := add[i-len(was)]
-				data := must[[]byte](t)(s.Data())
+				data := testkit.Must[[]byte](t)(s.Data())
 				if s.Name != want.Name || int(s.VirtualSize) != len(want.Data) || !bytes.Equal(data[:s.VirtualSize], want.Data) || len(bytes.Trim(data[s.VirtualSize:], "\x00")) != 0 {
 					t.Errorf("section %d is %+v", i, s.SectionHeader)
 				}
@@ -84,12 +86,12 @@ func TestAppend(t *testing.T) {
 			if header.SizeOfImage < end || header.SizeOfImage%header.SectionAlignment != 0 {
 				t.Errorf("SizeOfImage %#x", header.SizeOfImage)
 			}
-			for i, s := range must[*pe.Image](t)(pe.Parse(out)).Sections()[len(was):] {
+			for i, s := range testkit.Must[*pe.Image](t)(pe.Parse(out)).Sections()[len(was):] {
 				if s.Name != add[i].Name || !bytes.Equal(s.Data, add[i].Data) || !bytes.HasPrefix(out[s.Offset:], add[i].Data) {
 					t.Errorf("read back: %s", s.Name)
 				}
 			}
-			must[[]byte](t)(pe.Reserve(out, 4096))
+			testkit.Must[[]byte](t)(pe.Reserve(out, 4096))
 		})
 	}
 }
@@ -102,7 +104,7 @@ func TestAppendRefuses(t *testing.T) {
 		add    pe.Section
 	}{
 		"no image":      {func(b []byte) []byte { return b[:10] }, good},
-		"signed":        {func(b []byte) []byte { return must[[]byte](t)(pe.Reserve(b, 4096)) }, good},
+		"signed":        {func(b []byte) []byte { return testkit.Must[[]byte](t)(pe.Reserve(b, 4096)) }, good},
 		"no alignment":  {func(b []byte) []byte { le.PutUint32(b[optional+32:], 0); return b }, good},
 		"odd alignment": {func(b []byte) []byte { le.PutUint32(b[optional+36:], 0x180); return b }, good},
 		"no room":       {func(b []byte) []byte { le.PutUint32(b[optional+60:], sections+2*40); return b }, good},

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/image/cms"
 	"lethe/image/pe"
 )
@@ -84,20 +86,10 @@ func small() []byte {
 	return b
 }
 
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 func images(t *testing.T) map[string][]byte {
 	all := map[string][]byte{"small": small()}
 	for _, path := range real {
-		all[filepath.Base(path)] = must[[]byte](t)(os.ReadFile(path))
+		all[filepath.Base(path)] = testkit.Must[[]byte](t)(os.ReadFile(path))
 	}
 	return all
 }
@@ -108,20 +100,20 @@ func TestSignStrip(t *testing.T) {
 		for kind, key := range keys() {
 			t.Run(name+" "+kind, func(t *testing.T) {
 				s := signer(t, key, "release")
-				reserved := must[[]byte](t)(pe.Reserve(unsigned, 4001))
-				image := must[*pe.Image](t)(pe.Parse(reserved))
+				reserved := testkit.Must[[]byte](t)(pe.Reserve(unsigned, 4001))
+				image := testkit.Must[*pe.Image](t)(pe.Parse(reserved))
 				table := image.Table()
 				if table.Length != 4008 || table.Offset+table.Length != len(reserved) || table.Offset-len(unsigned) > 7 {
 					t.Errorf("table %+v for %d bytes", table, len(unsigned))
 				}
-				before := must[*pe.Image](t)(pe.Parse(unsigned))
+				before := testkit.Must[*pe.Image](t)(pe.Parse(unsigned))
 				if before.Digest() != image.Digest() || before.Table().Length != 0 {
 					t.Error("reserving changed the digest")
 				}
 				if _, err := pe.Verify(reserved, []*x509.Certificate{s.Certificate}); !errors.Is(err, pe.ErrUnsigned) {
 					t.Errorf("reserved image: %v", err)
 				}
-				signed := must[[]byte](t)(pe.Sign(reserved, s))
+				signed := testkit.Must[[]byte](t)(pe.Sign(reserved, s))
 				if len(signed) != len(reserved) || !bytes.Equal(signed[:table.Offset], reserved[:table.Offset]) {
 					t.Error("signing changed bytes outside the table")
 				}
@@ -131,10 +123,10 @@ func TestSignStrip(t *testing.T) {
 				if _, err := pe.Verify(signed, []*x509.Certificate{signer(t, key, "stranger").Certificate}); !errors.Is(err, cms.ErrSigner) {
 					t.Errorf("a stranger's certificate: %v", err)
 				}
-				if !bytes.Equal(must[[]byte](t)(pe.Strip(signed)), reserved) {
+				if !bytes.Equal(testkit.Must[[]byte](t)(pe.Strip(signed)), reserved) {
 					t.Error("stripping does not give the reserved image back")
 				}
-				if kind == "rsa" && !bytes.Equal(must[[]byte](t)(pe.Sign(reserved, s)), signed) {
+				if kind == "rsa" && !bytes.Equal(testkit.Must[[]byte](t)(pe.Sign(reserved, s)), signed) {
 					t.Error("signing twice gives different bytes")
 				}
 			})
@@ -145,7 +137,7 @@ func TestSignStrip(t *testing.T) {
 // TestTwoSigners: several keys sign one image, each is enough.
 func TestTwoSigners(t *testing.T) {
 	a, b := signer(t, keys()["rsa"], "a"), signer(t, keys()["ecdsa"], "b")
-	signed := must[[]byte](t)(pe.Sign(must[[]byte](t)(pe.Reserve(small(), 6000)), a, b))
+	signed := testkit.Must[[]byte](t)(pe.Sign(testkit.Must[[]byte](t)(pe.Reserve(small(), 6000)), a, b))
 	for _, s := range []cms.Signer{a, b} {
 		if got, err := pe.Verify(signed, []*x509.Certificate{s.Certificate}); err != nil || got != s.Certificate {
 			t.Errorf("%v", err)
@@ -163,13 +155,13 @@ func TestReferees(t *testing.T) {
 			write(t, file("cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate.Raw}))
 			private, _ := x509.MarshalPKCS8PrivateKey(s.Key)
 			write(t, file("key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
-			reserved := must[[]byte](t)(pe.Reserve(must[[]byte](t)(os.ReadFile(path)), 4096))
-			signed := must[[]byte](t)(pe.Sign(reserved, s))
+			reserved := testkit.Must[[]byte](t)(pe.Reserve(testkit.Must[[]byte](t)(os.ReadFile(path)), 4096))
+			signed := testkit.Must[[]byte](t)(pe.Sign(reserved, s))
 			write(t, file("signed"), signed)
 			if out, err := exec.Command("sbverify", "--cert", file("cert.pem"), file("signed")).CombinedOutput(); err != nil {
 				t.Errorf("sbverify: %v\n%s", err, out)
 			}
-			digest := must[*pe.Image](t)(pe.Parse(signed)).Digest()
+			digest := testkit.Must[*pe.Image](t)(pe.Parse(signed)).Digest()
 			out, err := exec.Command("pesign", "-h", "-i", file("signed")).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), hex.EncodeToString(digest[:])) {
 				t.Errorf("pesign has another digest than %x: %v\n%s", digest, err, out)
@@ -184,7 +176,7 @@ func TestReferees(t *testing.T) {
 			if out, err := exec.Command("sbsign", "--key", file("key.pem"), "--cert", file("cert.pem"), "--output", file("theirs"), path).CombinedOutput(); err != nil {
 				t.Fatalf("sbsign: %v\n%s", err, out)
 			}
-			if _, err := pe.Verify(must[[]byte](t)(os.ReadFile(file("theirs"))), []*x509.Certificate{s.Certificate}); err != nil {
+			if _, err := pe.Verify(testkit.Must[[]byte](t)(os.ReadFile(file("theirs"))), []*x509.Certificate{s.Certificate}); err != nil {
 				t.Errorf("sbsign's signature: %v", err)
 			}
 		})
@@ -202,8 +194,8 @@ func write(t *testing.T, path string, b []byte) {
 // not find is what the package comment says.
 func TestFlips(t *testing.T) {
 	s := signer(t, keys()["ecdsa"], "release")
-	signed := must[[]byte](t)(pe.Sign(must[[]byte](t)(pe.Reserve(small(), 1024)), s))
-	table := must[*pe.Image](t)(pe.Parse(signed)).Table()
+	signed := testkit.Must[[]byte](t)(pe.Sign(testkit.Must[[]byte](t)(pe.Reserve(small(), 1024)), s))
+	table := testkit.Must[*pe.Image](t)(pe.Parse(signed)).Table()
 	certificate := bytes.Index(signed, s.Certificate.Raw)
 	for at := range signed {
 		b := bytes.Clone(signed)
@@ -216,7 +208,7 @@ func TestFlips(t *testing.T) {
 		if err == nil && at >= table.Offset {
 			// The table holds bytes that say nothing: the certificate, which trust
 			// brings itself, and names of things that have no choice. Stripping removes all.
-			if stripped := must[[]byte](t)(pe.Strip(b)); !bytes.Equal(stripped, must[[]byte](t)(pe.Strip(signed))) {
+			if stripped := testkit.Must[[]byte](t)(pe.Strip(b)); !bytes.Equal(stripped, testkit.Must[[]byte](t)(pe.Strip(signed))) {
 				t.Errorf("byte %d flipped is not stripped", at)
 			}
 		}
@@ -227,8 +219,8 @@ func TestFlips(t *testing.T) {
 func TestIntact(t *testing.T) {
 	for kind, key := range keys() {
 		s := signer(t, key, "release")
-		reserved := must[[]byte](t)(pe.Reserve(small(), 4096))
-		one, two := must[[]byte](t)(pe.Sign(reserved, s)), must[[]byte](t)(pe.Sign(reserved, s, signer(t, keys()["ecdsa"], "another")))
+		reserved := testkit.Must[[]byte](t)(pe.Reserve(small(), 4096))
+		one, two := testkit.Must[[]byte](t)(pe.Sign(reserved, s)), testkit.Must[[]byte](t)(pe.Sign(reserved, s, signer(t, keys()["ecdsa"], "another")))
 		for name, b := range map[string][]byte{"reserved": reserved, "signed": one, "signed twice": two} {
 			if err := pe.Intact(b); err != nil {
 				t.Errorf("%s %s: %v", kind, name, err)
@@ -243,7 +235,7 @@ func TestIntact(t *testing.T) {
 		}
 	}
 	le := binary.LittleEndian
-	reserved := must[[]byte](t)(pe.Reserve(small(), 1024))
+	reserved := testkit.Must[[]byte](t)(pe.Reserve(small(), 1024))
 	for name, b := range map[string][]byte{"no image": nil, "no table": small(), "a checksum": func() []byte {
 		b := bytes.Clone(reserved)
 		le.PutUint32(b[optional+64:], 1)
@@ -315,28 +307,28 @@ func TestSections(t *testing.T) {
 	b := small()
 	binary.LittleEndian.PutUint32(b[sections+8:], 0x80)      // less in memory than in the file
 	binary.LittleEndian.PutUint32(b[sections+40+8:], 0x1000) // more
-	got := must[*pe.Image](t)(pe.Parse(b)).Sections()
+	got := testkit.Must[*pe.Image](t)(pe.Parse(b)).Sections()
 	if len(got) != 2 || got[0].Name != ".s0" || !bytes.Equal(got[0].Data, b[headers+0x200:headers+0x280]) ||
 		got[1].Name != ".s1" || !bytes.Equal(got[1].Data, b[headers:headers+0x200]) {
 		t.Errorf("%+v", got)
 	}
 	binary.LittleEndian.PutUint32(b[sections+16:], 0) // .bss
 	binary.LittleEndian.PutUint32(b[sections+20:], 99)
-	if got := must[*pe.Image](t)(pe.Parse(b)).Sections(); len(got) != 2 || len(got[0].Data) != 0 {
+	if got := testkit.Must[*pe.Image](t)(pe.Parse(b)).Sections(); len(got) != 2 || len(got[0].Data) != 0 {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestSpace(t *testing.T) {
 	s := signer(t, keys()["rsa"], "release")
-	reserved := must[[]byte](t)(pe.Reserve(small(), 4096))
-	signed := must[[]byte](t)(pe.Sign(reserved, s))
+	reserved := testkit.Must[[]byte](t)(pe.Reserve(small(), 4096))
+	signed := testkit.Must[[]byte](t)(pe.Sign(reserved, s))
 	for name, b := range map[string][]byte{"signed": signed, "nothing reserved": small()} {
 		if _, err := pe.Sign(b, s); !errors.Is(err, pe.ErrReserved) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := pe.Sign(must[[]byte](t)(pe.Reserve(small(), pe.MinReserve)), s, s, s); !errors.Is(err, pe.ErrSpace) {
+	if _, err := pe.Sign(testkit.Must[[]byte](t)(pe.Reserve(small(), pe.MinReserve)), s, s, s); !errors.Is(err, pe.ErrSpace) {
 		t.Errorf("little space: %v", err)
 	}
 	if _, err := pe.Sign(reserved); err == nil {
@@ -359,9 +351,9 @@ func TestSpace(t *testing.T) {
 func TestTables(t *testing.T) {
 	s := signer(t, keys()["rsa"], "release")
 	trusted := []*x509.Certificate{s.Certificate}
-	reserved := must[[]byte](t)(pe.Reserve(small(), 4096))
-	signed := must[[]byte](t)(pe.Sign(reserved, s))
-	at := must[*pe.Image](t)(pe.Parse(signed)).Table().Offset
+	reserved := testkit.Must[[]byte](t)(pe.Reserve(small(), 4096))
+	signed := testkit.Must[[]byte](t)(pe.Sign(reserved, s))
+	at := testkit.Must[*pe.Image](t)(pe.Parse(signed)).Table().Offset
 	le := binary.LittleEndian
 	for name, change := range map[string]func(b []byte){
 		"length 7":              func(b []byte) { le.PutUint32(b[at:], 7) },
@@ -380,7 +372,7 @@ func TestTables(t *testing.T) {
 	}
 	other := small()
 	other[headers] ^= 1
-	moved := must[[]byte](t)(pe.Reserve(other, 4096))
+	moved := testkit.Must[[]byte](t)(pe.Reserve(other, 4096))
 	copy(moved[at:], signed[at:])
 	if _, err := pe.Verify(moved, trusted); !errors.Is(err, pe.ErrDigest) {
 		t.Errorf("signature of another image: %v", err)
@@ -396,7 +388,7 @@ func TestTables(t *testing.T) {
 	if _, err := pe.Verify(entry([]byte{0x30, 0}), trusted); err == nil {
 		t.Error("an empty message verified")
 	}
-	plain := must[[]byte](t)(cms.Sign(cms.Content{Type: cms.Data, Value: []byte{4, 1, 1}}, s))
+	plain := testkit.Must[[]byte](t)(cms.Sign(cms.Content{Type: cms.Data, Value: []byte{4, 1, 1}}, s))
 	if _, err := pe.Verify(entry(plain), trusted); !errors.Is(err, pe.ErrFormat) {
 		t.Errorf("a signature over something else: %v", err)
 	}
@@ -404,11 +396,11 @@ func TestTables(t *testing.T) {
 
 func FuzzVerify(f *testing.F) {
 	s := signer(f, keys()["ecdsa"], "release")
-	reserved := must[[]byte](f)(pe.Reserve(small(), 1024))
+	reserved := testkit.Must[[]byte](f)(pe.Reserve(small(), 1024))
 	f.Add(small())
 	f.Add(reserved)
-	f.Add(must[[]byte](f)(pe.Sign(reserved, s)))
-	want := must[*pe.Image](f)(pe.Parse(reserved)).Digest()
+	f.Add(testkit.Must[[]byte](f)(pe.Sign(reserved, s)))
+	want := testkit.Must[*pe.Image](f)(pe.Parse(reserved)).Digest()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		i, err := pe.Parse(b)
 		if err != nil {
@@ -421,7 +413,7 @@ func FuzzVerify(f *testing.F) {
 		if err != nil || len(stripped) != len(b) {
 			t.Errorf("strip: %v", err)
 		}
-		if again := must[*pe.Image](t)(pe.Parse(stripped)); again.Digest() != i.Digest() || again.Table() != i.Table() {
+		if again := testkit.Must[*pe.Image](t)(pe.Parse(stripped)); again.Digest() != i.Digest() || again.Table() != i.Table() {
 			t.Error("stripping changed the digest")
 		}
 	})

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/dsse"
 	"lethe/fault"
 	"lethe/image/cms"
@@ -32,14 +34,14 @@ var nothing = func(*world) {}
 // forge signs a payload without our checks.
 func (w *world) forge(kind string, payload []byte, by ...crypto.Signer) []byte {
 	e := dsse.Envelope{PayloadType: kind, Payload: payload, Signatures: []dsse.Signature{}}
-	b := must[[]byte](w.t)(json.Marshal(e))
+	b := testkit.Must[[]byte](w.t)(json.Marshal(e))
 	for _, s := range by {
 		e = dsse.Envelope{}
 		_ = json.Unmarshal(b, &e)
 		message := dsse.PAE(kind, payload)
 		digest, hash := release.Prepare(key(s), message)
-		e.Signatures = append(e.Signatures, dsse.Signature{KeyID: key(s).ID, Sig: must[[]byte](w.t)(s.Sign(rand.Reader, digest, hash))})
-		b = must[[]byte](w.t)(json.Marshal(e))
+		e.Signatures = append(e.Signatures, dsse.Signature{KeyID: key(s).ID, Sig: testkit.Must[[]byte](w.t)(s.Sign(rand.Reader, digest, hash))})
+		b = testkit.Must[[]byte](w.t)(json.Marshal(e))
 	}
 	return b
 }
@@ -47,9 +49,9 @@ func (w *world) forge(kind string, payload []byte, by ...crypto.Signer) []byte {
 // edit forges the manifest anew with a change of its text.
 func edit(change func(m *release.Manifest)) func(w *world) {
 	return func(w *world) {
-		m := must[release.Manifest](w.t)(release.ReadManifest(w.manifest))
+		m := testkit.Must[release.Manifest](w.t)(release.ReadManifest(w.manifest))
 		change(&m)
-		w.manifest = w.forge(release.ManifestType, must[[]byte](w.t)(json.Marshal(m)), w.releasers...)
+		w.manifest = w.forge(release.ManifestType, testkit.Must[[]byte](w.t)(json.Marshal(m)), w.releasers...)
 	}
 }
 
@@ -63,14 +65,14 @@ func restate(change func(s *release.Statement)) func(w *world) {
 		s.Subject[0].Annotations.PCRs = slices.Clone(s.Subject[0].Annotations.PCRs)
 		s.Predicate.Definition.Inputs = slices.Clone(s.Predicate.Definition.Inputs)
 		change(&s)
-		w.statements[1] = w.forge(release.StatementType, must[[]byte](w.t)(json.Marshal(s)), w.by[1])
+		w.statements[1] = w.forge(release.StatementType, testkit.Must[[]byte](w.t)(json.Marshal(s)), w.by[1])
 	}
 }
 
 func envelope(w *world, b []byte, change func(e *dsse.Envelope)) []byte {
-	e := must[dsse.Envelope](w.t)(dsse.Decode[dsse.Envelope](b))
+	e := testkit.Must[dsse.Envelope](w.t)(dsse.Decode[dsse.Envelope](b))
 	change(&e)
-	return must[[]byte](w.t)(json.Marshal(e))
+	return testkit.Must[[]byte](w.t)(json.Marshal(e))
 }
 
 func attacks() []attack {
@@ -106,8 +108,8 @@ func attacks() []attack {
 		{"white space", release.NotCanonical, func(w *world) { w.manifest = append(w.manifest, '\n') }, nothing},
 		{"signed but not canonical", release.NotCanonical,
 			func(w *world) {
-				m := must[release.Manifest](w.t)(release.ReadManifest(w.manifest))
-				b := must[[]byte](w.t)(json.MarshalIndent(m, "", " "))
+				m := testkit.Must[release.Manifest](w.t)(release.ReadManifest(w.manifest))
+				b := testkit.Must[[]byte](w.t)(json.MarshalIndent(m, "", " "))
 				w.manifest = w.forge(release.ManifestType, b, w.releasers...)
 			}, same},
 		{"one builder", release.TooFewBuilders, func(w *world) { w.statements = w.statements[:1] }, nothing},
@@ -185,7 +187,7 @@ func attacks() []attack {
 }
 
 func payload(w *world, i int) []byte {
-	return must[dsse.Envelope](w.t)(dsse.Decode[dsse.Envelope](w.statements[i])).Payload
+	return testkit.Must[dsse.Envelope](w.t)(dsse.Decode[dsse.Envelope](w.statements[i])).Payload
 }
 
 // impossible are statements that are well signed and against the format's rules.
@@ -272,7 +274,7 @@ func TestAttacks(t *testing.T) {
 
 func TestNoImage(t *testing.T) {
 	w := newWorld(t)
-	m := must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements))
+	m := testkit.Must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements))
 	if err := w.policy.VerifyISO(m, "hardware", bytes.NewReader(w.signed), int64(len(w.signed))); !errors.Is(err, release.NoImage) {
 		t.Errorf("no such flavour: %v", err)
 	}
@@ -281,7 +283,7 @@ func TestNoImage(t *testing.T) {
 // TestFlips flips 10,000 single bits, spread over every region: each is found.
 func TestFlips(t *testing.T) {
 	w := newWorld(t)
-	m := must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements))
+	m := testkit.Must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements))
 	size := int64(len(w.signed))
 	check := func() error { return w.policy.VerifyISO(m, "vm", bytes.NewReader(w.signed), size) }
 	if err := check(); err != nil {

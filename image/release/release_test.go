@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 
 	"lethe/image/release"
@@ -78,7 +80,7 @@ func TestAddSignature(t *testing.T) {
 	if err := w.verify(); !errors.Is(err, release.NotReleased) {
 		t.Errorf("one signature: %v", err)
 	}
-	w.manifest = must[[]byte](t)(release.AddSignature(w.manifest, keyring().release[2]))
+	w.manifest = testkit.Must[[]byte](t)(release.AddSignature(w.manifest, keyring().release[2]))
 	if err := w.verify(); err != nil {
 		t.Errorf("two signatures: %v", err)
 	}
@@ -201,7 +203,7 @@ func TestDescribe(t *testing.T) {
 	if _, _, err := release.Describe(release.Image{}, bytes.NewReader(w.iso)); err == nil {
 		t.Error("nothing was described")
 	}
-	if err := w.policy.VerifyISO(must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements)), "vm", failing{}, int64(len(w.iso))); err == nil {
+	if err := w.policy.VerifyISO(testkit.Must[release.Manifest](t)(w.policy.Verify(w.manifest, w.statements)), "vm", failing{}, int64(len(w.iso))); err == nil {
 		t.Error("an unreadable image was verified")
 	}
 	if _, err := release.SignBoot(w.statement.Subject[0], failing{}, int64(len(w.iso)), keyring().boot); err == nil {

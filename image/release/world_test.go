@@ -10,14 +10,16 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/binary"
 	"math/big"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/image/cms"
+	"lethe/image/medium/mediumtest"
 	"lethe/image/pe"
 	"lethe/image/release"
 )
@@ -68,20 +70,7 @@ func keysOf(signers []crypto.Signer) (all []release.Key) {
 
 // bootable returns the smallest PE32+ image with space for a signature.
 func bootable(t testing.TB) []byte {
-	b := make([]byte, 0x400)
-	le := binary.LittleEndian
-	copy(b, "MZ")
-	le.PutUint32(b[0x3c:], 64)
-	copy(b[64:], "PE\x00\x00\x64\x86")
-	le.PutUint16(b[64+20:], 240)
-	le.PutUint16(b[88:], 0x20b)
-	le.PutUint32(b[88+60:], 0x200)
-	le.PutUint32(b[88+108:], 16)
-	r, err := pe.Reserve(b, 3000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return testkit.Must[[]byte](t)(pe.Reserve(mediumtest.PE(nil), 3000))
 }
 
 const (
@@ -103,22 +92,12 @@ type world struct {
 	policy     release.Policy
 }
 
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	k := keyring()
 	w := &world{t: t, by: k.builders[:2:2], releasers: k.release[:2:2]}
 	boot := bootable(t)
-	table := must[*pe.Image](t)(pe.Parse(boot)).Table()
+	table := testkit.Must[*pe.Image](t)(pe.Parse(boot)).Table()
 	w.iso = make([]byte, prefix, prefix+len(boot)+middle)
 	for i := range w.iso {
 		w.iso[i] = byte(i * 31)
@@ -161,13 +140,13 @@ func (w *world) build() {
 	for i, b := range w.by {
 		s := w.statement
 		s.Predicate.Run.Builder.ID = "builder-" + string(rune('0'+i))
-		w.statements = append(w.statements, must[[]byte](w.t)(release.SignStatement(s, b)))
+		w.statements = append(w.statements, testkit.Must[[]byte](w.t)(release.SignStatement(s, b)))
 	}
 }
 
 // sign signs the boot image.
 func (w *world) sign(by ...cms.Signer) {
-	s := must[release.Signed](w.t)(release.SignBoot(w.statement.Subject[0], bytes.NewReader(w.iso), int64(len(w.iso)), by...))
+	s := testkit.Must[release.Signed](w.t)(release.SignBoot(w.statement.Subject[0], bytes.NewReader(w.iso), int64(len(w.iso)), by...))
 	w.addition.Boot = map[string]release.Signed{"vm": s}
 	w.addition.PCRs = map[string][]release.PCR{"vm": {{Index: 7, SHA256: release.Digest{77}}}}
 	w.signed = slices.Clone(w.iso)
@@ -176,7 +155,7 @@ func (w *world) sign(by ...cms.Signer) {
 
 // release signs the manifest.
 func (w *world) release() {
-	w.manifest = must[[]byte](w.t)(w.policy.SignManifest(w.statements, w.addition, w.releasers...))
+	w.manifest = testkit.Must[[]byte](w.t)(w.policy.SignManifest(w.statements, w.addition, w.releasers...))
 }
 
 // verify does what a verifier does.

@@ -28,6 +28,8 @@ import (
 	"testing"
 	"unicode/utf16"
 
+	"lethe/internal/testkit"
+
 	"golang.org/x/crypto/ssh"
 
 	"lethe/image/medium"
@@ -35,16 +37,6 @@ import (
 	"lethe/image/scan"
 	"lethe/image/tree"
 )
-
-func must[T any](t testing.TB) func(T, error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
 
 func noise(n int) []byte {
 	b := make([]byte, n)
@@ -102,16 +94,16 @@ type kind struct {
 // kinds makes one of each kind.
 func kinds(t testing.TB) map[string]kind {
 	t.Helper()
-	rsaKey := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
-	ecKey := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	rsaKey := testkit.Must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	ecKey := testkit.Must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	_, edKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkcs8 := func(k crypto.Signer) []byte { return must[[]byte](t)(x509.MarshalPKCS8PrivateKey(k)) }
+	pkcs8 := func(k crypto.Signer) []byte { return testkit.Must[[]byte](t)(x509.MarshalPKCS8PrivateKey(k)) }
 	block := func(label string, b []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: b}) }
-	sec1 := must[[]byte](t)(x509.MarshalECPrivateKey(ecKey))
-	openSSH := pem.EncodeToMemory(must[*pem.Block](t)(ssh.MarshalPrivateKey(edKey, "")))
+	sec1 := testkit.Must[[]byte](t)(x509.MarshalECPrivateKey(ecKey))
+	openSSH := pem.EncodeToMemory(testkit.Must[*pem.Block](t)(ssh.MarshalPrivateKey(edKey, "")))
 	raw, _ := pem.Decode(openSSH)
 	encrypted, _ := pem.Decode(openssl(t, block("PRIVATE KEY", pkcs8(edKey)), "pkcs8", "-topk8", "-passout", "pass:x", "-v2", "aes-256-cbc"))
 	template := filepath.Join(t.TempDir(), "key")
@@ -126,7 +118,7 @@ func kinds(t testing.TB) map[string]kind {
 	}
 	jwt := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"somebody"}`)) + "." + base64.RawURLEncoding.EncodeToString(noise(32))
 	wgKey := base64.StdEncoding.EncodeToString(noise(32))
-	account := must[[]byte](t)(json.Marshal(map[string]string{"type": "service_account", "private_key": string(block("PRIVATE KEY", pkcs8(rsaKey)))}))
+	account := testkit.Must[[]byte](t)(json.Marshal(map[string]string{"type": "service_account", "private_key": string(block("PRIVATE KEY", pkcs8(rsaKey)))}))
 	modulus := rsaKey.N.Bytes()
 	m := map[string]kind{
 		"PKCS #8":              {"pem", block("PRIVATE KEY", pkcs8(rsaKey)), false},
@@ -247,7 +239,7 @@ func TestKinds(t *testing.T) {
 					t.Errorf("%s: found as %q, want %s", path, rules(found), k.rule)
 				}
 				for _, f := range found {
-					text := must[[]byte](t)(json.Marshal(f))
+					text := testkit.Must[[]byte](t)(json.Marshal(f))
 					if n := min(len(k.secret), 24); bytes.Contains(text, k.secret[len(k.secret)-n:]) || strings.Contains(f.String(), string(k.secret[len(k.secret)-n:])) {
 						t.Errorf("the finding holds the secret: %s", text)
 					}
@@ -262,9 +254,9 @@ func TestKinds(t *testing.T) {
 
 // TestHarmless: what looks like a secret and is none.
 func TestHarmless(t *testing.T) {
-	key := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
-	public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: must[[]byte](t)(x509.MarshalPKIXPublicKey(&key.PublicKey))})
-	sshKey := ssh.MarshalAuthorizedKey(must[ssh.PublicKey](t)(ssh.NewPublicKey(&key.PublicKey)))
+	key := testkit.Must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: testkit.Must[[]byte](t)(x509.MarshalPKIXPublicKey(&key.PublicKey))})
+	sshKey := ssh.MarshalAuthorizedKey(testkit.Must[ssh.PublicKey](t)(ssh.NewPublicKey(&key.PublicKey)))
 	for name, c := range map[string]struct {
 		path string
 		b    []byte
@@ -274,9 +266,9 @@ func TestHarmless(t *testing.T) {
 		"format":                {"usr/bin/x", elf([]byte("https://%s:%s@%s/\x00password: %s\x00"))},
 		"public key":            {"etc/x.conf", public},
 		"SSH's public key":      {"etc/x.conf", sshKey},
-		"its wire form":         {"usr/bin/x", elf(must[ssh.PublicKey](t)(ssh.NewPublicKey(&key.PublicKey)).Marshal())},
+		"its wire form":         {"usr/bin/x", elf(testkit.Must[ssh.PublicKey](t)(ssh.NewPublicKey(&key.PublicKey)).Marshal())},
 		"certificate":           {"usr/share/x", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: noise(900)})},
-		"PKIX":                  {"usr/bin/x", must[[]byte](t)(x509.MarshalPKIXPublicKey(&key.PublicKey))},
+		"PKIX":                  {"usr/bin/x", testkit.Must[[]byte](t)(x509.MarshalPKIXPublicKey(&key.PublicKey))},
 		"placeholders":          {"etc/x.conf", []byte("password = ${PASSWORD}\nsecret = /run/secret\ntoken: none\npassphrase = \"\"\npasswd: files systemd\nurl = http://user:password@host/\npsk = xxxxxxxx\n")},
 		"comparison":            {"usr/share/x", []byte("if password == thePasswordOfTheUser2024 {}\nsecret::TheNextThing1234567890\n")},
 		"path":                  {"etc/x.conf", []byte("/usr/lib/x86_64-linux-gnu/security/pam_systemd_home_and_more_of_it.so.0\n")},
@@ -401,7 +393,7 @@ func TestProgram(t *testing.T) {
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	found := search(t, "usr/bin/x", must[[]byte](t)(os.ReadFile(filepath.Join(dir, "x"))))
+	found := search(t, "usr/bin/x", testkit.Must[[]byte](t)(os.ReadFile(filepath.Join(dir, "x"))))
 	for _, name := range want {
 		if !slices.Contains(rules(found), secrets[name].rule) {
 			t.Errorf("%s is not found among %v", name, found)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/image/pe"
 	"lethe/image/secureboot"
 )
@@ -69,9 +71,9 @@ func boot(t *testing.T, store, image []byte) []byte {
 // and starts nothing else.
 func TestFirmware(t *testing.T) {
 	k := all(t)
-	store := must[[]byte](t)(secureboot.Enrol(must[[]byte](t)(os.ReadFile(blank)), k, at))
-	reserved := must[[]byte](t)(pe.Reserve(must[[]byte](t)(os.ReadFile("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")), 4096))
-	signed := must[[]byte](t)(pe.Sign(reserved, signer(t, 1, "db")))
+	store := testkit.Must[[]byte](t)(secureboot.Enrol(testkit.Must[[]byte](t)(os.ReadFile(blank)), k, at))
+	reserved := testkit.Must[[]byte](t)(pe.Reserve(testkit.Must[[]byte](t)(os.ReadFile("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")), 4096))
+	signed := testkit.Must[[]byte](t)(pe.Sign(reserved, signer(t, 1, "db")))
 	flipped := bytes.Clone(signed)
 	flipped[len(flipped)/2] ^= 1
 	for _, c := range []struct {
@@ -81,7 +83,7 @@ func TestFirmware(t *testing.T) {
 	}{
 		{"signed", signed, starting},
 		{"not signed", reserved, refused},
-		{"signed by another key", must[[]byte](t)(pe.Sign(reserved, signer(t, 0, "KEK"))), refused},
+		{"signed by another key", testkit.Must[[]byte](t)(pe.Sign(reserved, signer(t, 0, "KEK"))), refused},
 		{"one bit flipped", flipped, refused},
 	} {
 		t.Run(c.name, func(t *testing.T) {

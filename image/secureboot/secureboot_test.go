@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/fault"
 	"lethe/image/cms"
 	"lethe/image/secureboot"
@@ -44,19 +46,9 @@ var keys = sync.OnceValue(func() []crypto.Signer {
 	return []crypto.Signer{a, b, c}
 })
 
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 func signer(t testing.TB, i int, name string) cms.Signer {
 	t.Helper()
-	return cms.Signer{Key: keys()[i], Certificate: must[*x509.Certificate](t)(secureboot.Certificate(name, keys()[i]))}
+	return cms.Signer{Key: keys()[i], Certificate: testkit.Must[*x509.Certificate](t)(secureboot.Certificate(name, keys()[i]))}
 }
 
 func run(t *testing.T, name string, args ...string) []byte {
@@ -86,7 +78,7 @@ func certPEM(s cms.Signer) []byte {
 }
 
 func keyPEM(t *testing.T, s cms.Signer) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must[[]byte](t)(x509.MarshalPKCS8PrivateKey(s.Key))})
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: testkit.Must[[]byte](t)(x509.MarshalPKCS8PrivateKey(s.Key))})
 }
 
 func TestCertificate(t *testing.T) {
@@ -121,16 +113,16 @@ func TestLists(t *testing.T) {
 	ours := secureboot.Lists(secureboot.Certificates(s.Certificate))
 	path := files(t, map[string][]byte{"cert.pem": certPEM(s), "ours.esl": ours})
 	run(t, "cert-to-efi-sig-list", "-g", ownerText, path("cert.pem"), path("theirs.esl"))
-	if theirs := must[[]byte](t)(os.ReadFile(path("theirs.esl"))); !bytes.Equal(ours, theirs) {
+	if theirs := testkit.Must[[]byte](t)(os.ReadFile(path("theirs.esl"))); !bytes.Equal(ours, theirs) {
 		t.Errorf("got %x, efitools write %x", ours, theirs)
 	}
 	run(t, "sig-list-to-certs", path("ours.esl"), path("out"))
-	if der := must[[]byte](t)(os.ReadFile(path("out-0.der"))); !bytes.Equal(der, s.Certificate.Raw) {
+	if der := testkit.Must[[]byte](t)(os.ReadFile(path("out-0.der"))); !bytes.Equal(der, s.Certificate.Raw) {
 		t.Error("efitools read another certificate")
 	}
 	sum := sha256.Sum256([]byte("withdrawn"))
 	all := append(secureboot.Certificates(s.Certificate, signer(t, 1, "other").Certificate), secureboot.Entry{Owner: secureboot.Owner, Hash: sum[:]})
-	again := must[[]secureboot.Entry](t)(secureboot.ParseLists(secureboot.Lists(all)))
+	again := testkit.Must[[]secureboot.Entry](t)(secureboot.ParseLists(secureboot.Lists(all)))
 	if len(again) != 3 || !bytes.Equal(secureboot.Lists(again), secureboot.Lists(all)) || !bytes.Equal(again[2].Hash, sum[:]) {
 		t.Errorf("%d entries came back", len(again))
 	}
@@ -161,8 +153,8 @@ func TestUpdate(t *testing.T) {
 	kek, db := signer(t, 0, "Lethe KEK"), signer(t, 1, "Lethe db")
 	entries := secureboot.Certificates(db.Certificate)
 	for _, v := range []secureboot.Variable{secureboot.PK, secureboot.KEK, secureboot.DB, secureboot.DBX} {
-		update := must[[]byte](t)(secureboot.Update(v, entries, at, kek))
-		if !bytes.Equal(update, must[[]byte](t)(secureboot.Update(v, entries, at, kek))) {
+		update := testkit.Must[[]byte](t)(secureboot.Update(v, entries, at, kek))
+		if !bytes.Equal(update, testkit.Must[[]byte](t)(secureboot.Update(v, entries, at, kek))) {
 			t.Error("two updates differ")
 		}
 		when, got, err := secureboot.ParseUpdate(v, update, []*x509.Certificate{kek.Certificate})
@@ -172,11 +164,11 @@ func TestUpdate(t *testing.T) {
 		lists := secureboot.Lists(entries)
 		path := files(t, map[string][]byte{"list.esl": lists, "cert.pem": certPEM(kek), "key.pem": keyPEM(t, kek)})
 		run(t, "sign-efi-sig-list", "-o", "-t", "2026-11-23 09:08:07", string(v), path("list.esl"), path("bundle"))
-		if theirs := must[[]byte](t)(os.ReadFile(path("bundle"))); !bytes.Equal(theirs, secureboot.SignedBytes(v, at, lists)) {
+		if theirs := testkit.Must[[]byte](t)(os.ReadFile(path("bundle"))); !bytes.Equal(theirs, secureboot.SignedBytes(v, at, lists)) {
 			t.Errorf("%s: efitools sign other bytes: %x", v, theirs)
 		}
 		run(t, "sign-efi-sig-list", "-t", "2026-11-23 09:08:07", "-c", path("cert.pem"), "-k", path("key.pem"), string(v), path("list.esl"), path("theirs.auth"))
-		theirs := must[[]byte](t)(os.ReadFile(path("theirs.auth")))
+		theirs := testkit.Must[[]byte](t)(os.ReadFile(path("theirs.auth")))
 		if _, _, err := secureboot.ParseUpdate(v, theirs, []*x509.Certificate{kek.Certificate}); err != nil {
 			t.Errorf("%s: efitools' update: %v", v, err)
 		}
@@ -187,7 +179,7 @@ func TestUpdateRefused(t *testing.T) {
 	kek, db := signer(t, 0, "Lethe KEK"), signer(t, 2, "Lethe db")
 	entries := secureboot.Certificates(db.Certificate)
 	trusted := []*x509.Certificate{kek.Certificate}
-	good := must[[]byte](t)(secureboot.Update(secureboot.DB, entries, at, kek))
+	good := testkit.Must[[]byte](t)(secureboot.Update(secureboot.DB, entries, at, kek))
 	check := func(v secureboot.Variable, b []byte, by []*x509.Certificate) error {
 		_, _, err := secureboot.ParseUpdate(v, b, by)
 		return err
@@ -246,8 +238,8 @@ func all(t testing.TB) secureboot.Keys {
 // TestEnrol compares the form of our store with one that firmware itself has written:
 // Debian enrolled its own keys by booting OVMF.
 func TestEnrol(t *testing.T) {
-	base := must[[]byte](t)(os.ReadFile(blank))
-	sample := must[[]secureboot.Stored](t)(secureboot.ReadStore(must[[]byte](t)(os.ReadFile(snakeoil))))
+	base := testkit.Must[[]byte](t)(os.ReadFile(blank))
+	sample := testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(testkit.Must[[]byte](t)(os.ReadFile(snakeoil))))
 	k := all(t)
 	sum := sha256.Sum256([]byte("withdrawn"))
 	for _, want := range []int{5, 6} {
@@ -256,12 +248,12 @@ func TestEnrol(t *testing.T) {
 			name = "with dbx"
 			k.DBX = []secureboot.Entry{{Owner: secureboot.Owner, Hash: sum[:]}}
 		}
-		store := must[[]byte](t)(secureboot.Enrol(base, k, at))
+		store := testkit.Must[[]byte](t)(secureboot.Enrol(base, k, at))
 		if len(store) != len(base) {
 			t.Errorf("%s: the store has another size", name)
 		}
-		before := must[[]secureboot.Stored](t)(secureboot.ReadStore(base))
-		after := must[[]secureboot.Stored](t)(secureboot.ReadStore(store))
+		before := testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(base))
+		after := testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(store))
 		if len(after) != len(before)+want {
 			t.Errorf("%s: %d variables became %d", name, len(before), len(after))
 		}
@@ -290,7 +282,7 @@ func TestEnrol(t *testing.T) {
 }
 
 func TestEnrolRefused(t *testing.T) {
-	base := must[[]byte](t)(os.ReadFile(blank))
+	base := testkit.Must[[]byte](t)(os.ReadFile(blank))
 	k := all(t)
 	for name, change := range map[string]func(k *secureboot.Keys){
 		"no PK": func(k *secureboot.Keys) { k.PK = nil }, "no KEK": func(k *secureboot.Keys) { k.KEK = nil }, "no db": func(k *secureboot.Keys) { k.DB = nil },
@@ -309,7 +301,7 @@ func TestEnrolRefused(t *testing.T) {
 	if _, err := secureboot.Enrol(base, huge, at); fault.Of(err) != fault.Full {
 		t.Errorf("too much: %v", err)
 	}
-	store := must[[]byte](t)(secureboot.Enrol(base, k, at))
+	store := testkit.Must[[]byte](t)(secureboot.Enrol(base, k, at))
 	last := bytes.LastIndex(store, []byte{0xaa, 0x55, 0x3f, 0})
 	for name, change := range map[string]func(b []byte) []byte{
 		"short":               func(b []byte) []byte { return b[:63] },
@@ -337,7 +329,7 @@ func TestEnrolRefused(t *testing.T) {
 	}
 	deleted := bytes.Clone(store)
 	deleted[last+2] = 0x3d // VAR_ADDED & VAR_DELETED
-	if a, b := must[[]secureboot.Stored](t)(secureboot.ReadStore(store)), must[[]secureboot.Stored](t)(secureboot.ReadStore(deleted)); len(b) != len(a)-1 {
+	if a, b := testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(store)), testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(deleted)); len(b) != len(a)-1 {
 		t.Error("a deleted variable lives")
 	}
 }
@@ -346,9 +338,9 @@ func FuzzParse(f *testing.F) {
 	kek := signer(f, 2, "KEK")
 	entries := secureboot.Certificates(kek.Certificate)
 	f.Add(secureboot.Lists(entries))
-	f.Add(must[[]byte](f)(secureboot.Update(secureboot.DB, entries, at, kek)))
-	base := must[[]byte](f)(os.ReadFile(blank))
-	f.Add(must[[]byte](f)(secureboot.Enrol(base, all(f), at))[:8192])
+	f.Add(testkit.Must[[]byte](f)(secureboot.Update(secureboot.DB, entries, at, kek)))
+	base := testkit.Must[[]byte](f)(os.ReadFile(blank))
+	f.Add(testkit.Must[[]byte](f)(secureboot.Enrol(base, all(f), at))[:8192])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if got, err := secureboot.ParseLists(b); err == nil {
 			if again, err := secureboot.ParseLists(secureboot.Lists(got)); err != nil || len(again) != len(got) {

@@ -27,6 +27,8 @@ import (
 	"testing/iotest"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
 
@@ -38,16 +40,6 @@ const (
 	userPIN = "12345678"
 	module  = "/usr/lib/softhsm/libsofthsm2.so"
 )
-
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
 
 func pin(text string) token.PIN { return func() ([]byte, error) { return []byte(text), nil } }
 
@@ -83,8 +75,8 @@ func make1(t *testing.T, work func(m maker)) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Finalize(); c.Destroy() }()
-	slots := must[[]uint](t)(c.GetSlotList(true))
-	m := maker{t, c, must[pkcs11.SessionHandle](t)(c.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))}
+	slots := testkit.Must[[]uint](t)(c.GetSlotList(true))
+	m := maker{t, c, testkit.Must[pkcs11.SessionHandle](t)(c.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))}
 	if err := c.Login(m.session, pkcs11.CKU_USER, userPIN); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +100,7 @@ func (m maker) rsa(label, id string, bits int, always bool) {
 }
 
 func (m maker) ec(label, id string, oid asn1.ObjectIdentifier) {
-	m.key(label, id, pkcs11.CKM_EC_KEY_PAIR_GEN, false, attr(pkcs11.CKA_EC_PARAMS, must[[]byte](m.t)(asn1.Marshal(oid))))
+	m.key(label, id, pkcs11.CKM_EC_KEY_PAIR_GEN, false, attr(pkcs11.CKA_EC_PARAMS, testkit.Must[[]byte](m.t)(asn1.Marshal(oid))))
 }
 
 // forget removes the public half of a key.
@@ -157,7 +149,7 @@ func TestSign(t *testing.T) {
 	softhsm(t, "release")
 	_, key, _ := ed25519.GenerateKey(rand.Reader)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "boot"}, NotAfter: time.Unix(1<<32, 0)}
-	raw := must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))
+	raw := testkit.Must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))
 	make1(t, func(m maker) {
 		m.rsa("rsa2048", "1", 2048, false)
 		m.rsa("rsa3072", "2", 3072, true)
@@ -174,7 +166,7 @@ func TestSign(t *testing.T) {
 	})
 	asked := 0
 	kept := make([]byte, len(userPIN))
-	k := must[*token.Token](t)(token.Open(module, "release", func() ([]byte, error) {
+	k := testkit.Must[*token.Token](t)(token.Open(module, "release", func() ([]byte, error) {
 		asked++
 		copy(kept, userPIN)
 		return kept, nil
@@ -187,7 +179,7 @@ func TestSign(t *testing.T) {
 		label string
 		hash  crypto.Hash
 	}{{"rsa2048", crypto.SHA256}, {"rsa3072", crypto.SHA256}, {"p256", crypto.SHA256}, {"p384", crypto.SHA384}} {
-		signer := must[*token.Key](t)(k.Key(c.label))
+		signer := testkit.Must[*token.Key](t)(k.Key(c.label))
 		h := c.hash.New()
 		h.Write([]byte("message"))
 		digest := h.Sum(nil)
@@ -210,8 +202,8 @@ func TestSign(t *testing.T) {
 		}
 	}
 	// By id: "3" is p256's, and the certificate's is its label.
-	byID := must[*token.Key](t)(k.Key("id:33"))
-	if byLabel := must[*token.Key](t)(k.Key("p256")); !byLabel.Public().(*ecdsa.PublicKey).Equal(byID.Public()) {
+	byID := testkit.Must[*token.Key](t)(k.Key("id:33"))
+	if byLabel := testkit.Must[*token.Key](t)(k.Key("p256")); !byLabel.Public().(*ecdsa.PublicKey).Equal(byID.Public()) {
 		t.Error("another key has the id")
 	}
 	for label, want := range map[string]fault.Kind{"id:": fault.NotFound, "id:zz": fault.NotFound, "id:99": fault.NotFound} {
@@ -230,7 +222,7 @@ func TestSign(t *testing.T) {
 			t.Errorf("certificate %s: %v, want %v", label, err, want)
 		}
 	}
-	signer := must[*token.Key](t)(k.Key("rsa2048"))
+	signer := testkit.Must[*token.Key](t)(k.Key("rsa2048"))
 	digest := sha256.Sum256(nil)
 	long := sha512.Sum512(nil)
 	for name, sign := range map[string]func() ([]byte, error){
@@ -250,13 +242,13 @@ func TestPINForEverySignature(t *testing.T) {
 	softhsm(t, "release")
 	make1(t, func(m maker) { m.rsa("boot", "1", 2048, true) })
 	pins := []string{userPIN, "wrong", ""}
-	k := must[*token.Token](t)(token.Open(module, "", func() ([]byte, error) {
+	k := testkit.Must[*token.Token](t)(token.Open(module, "", func() ([]byte, error) {
 		p := pins[0]
 		pins = pins[1:]
 		return []byte(p), nil
 	}))
 	defer k.Close()
-	signer := must[*token.Key](t)(k.Key("boot"))
+	signer := testkit.Must[*token.Key](t)(k.Key("boot"))
 	digest := sha256.Sum256(nil)
 	if _, err := signer.Sign(nil, digest[:], crypto.SHA256); fault.Of(err) != fault.Unauthenticated {
 		t.Errorf("wrong PIN: %v", err)
@@ -265,7 +257,7 @@ func TestPINForEverySignature(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	softhsm(t, "a", "b", "c", "c")
-	k := must[*token.Token](t)(token.Open(module, "a", pin(userPIN)))
+	k := testkit.Must[*token.Token](t)(token.Open(module, "a", pin(userPIN)))
 	k.Close()
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("text"), 0o600); err != nil {
@@ -301,14 +293,14 @@ func TestOpenRefuses(t *testing.T) {
 func TestRemoved(t *testing.T) {
 	dir := softhsm(t, "release")
 	make1(t, func(m maker) { m.ec("boot", "1", p256) })
-	k := must[*token.Token](t)(token.Open(module, "release", pin(userPIN)))
+	k := testkit.Must[*token.Token](t)(token.Open(module, "release", pin(userPIN)))
 	defer k.Close()
-	signer := must[*token.Key](t)(k.Key("boot"))
+	signer := testkit.Must[*token.Key](t)(k.Key("boot"))
 	digest := sha256.Sum256(nil)
 	if _, err := signer.Sign(nil, digest[:], crypto.SHA256); err != nil {
 		t.Fatal(err)
 	}
-	entries := must[[]os.DirEntry](t)(os.ReadDir(dir))
+	entries := testkit.Must[[]os.DirEntry](t)(os.ReadDir(dir))
 	for _, e := range entries {
 		if e.IsDir() {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
@@ -347,13 +339,13 @@ func TestAnswers(t *testing.T) {
 // TestKeyForms: what a broken token may answer is refused, and does not panic.
 func TestKeyForms(t *testing.T) {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	point := must[[]byte](t)(asn1.Marshal(must[[]byte](t)(key.PublicKey.Bytes())))
-	params := must[[]byte](t)(asn1.Marshal(p256))
+	point := testkit.Must[[]byte](t)(asn1.Marshal(testkit.Must[[]byte](t)(key.PublicKey.Bytes())))
+	params := testkit.Must[[]byte](t)(asn1.Marshal(p256))
 	if _, err := token.ECKey(params, point); err != nil {
 		t.Errorf("twin: %v", err)
 	}
 	for name, c := range map[string][2][]byte{
-		"no curve": {nil, point}, "another curve": {must[[]byte](t)(asn1.Marshal(p384)), point}, "no point": {params, nil},
+		"no curve": {nil, point}, "another curve": {testkit.Must[[]byte](t)(asn1.Marshal(p384)), point}, "no point": {params, nil},
 		"point and more": {params, append(bytes.Clone(point), 0)}, "raw point": {params, point[2:]},
 	} {
 		if _, err := token.ECKey(c[0], c[1]); fault.Of(err) != fault.Invalid {
@@ -397,13 +389,13 @@ func TestDescriptor(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
-	master := must[*os.File](t)(os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0))
+	master := testkit.Must[*os.File](t)(os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0))
 	defer master.Close()
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
-	n := must[int](t)(unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN))
-	tty := must[*os.File](t)(os.OpenFile("/dev/pts/"+big.NewInt(int64(n)).String(), os.O_RDWR|unix.O_NOCTTY, 0))
+	n := testkit.Must[int](t)(unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN))
+	tty := testkit.Must[*os.File](t)(os.OpenFile("/dev/pts/"+big.NewInt(int64(n)).String(), os.O_RDWR|unix.O_NOCTTY, 0))
 	if _, err := master.WriteString("2468\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -418,11 +410,11 @@ func TestTerminal(t *testing.T) {
 	if _, err := token.Terminal(ended, tty, &prompt)(); fault.Of(err) != fault.Unavailable || !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
 	}
-	if state := must[*unix.Termios](t)(unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)); state.Lflag&unix.ECHO == 0 {
+	if state := testkit.Must[*unix.Termios](t)(unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)); state.Lflag&unix.ECHO == 0 {
 		t.Error("the terminal is left without echo")
 	}
 	_ = tty.Close()
-	file := must[*os.File](t)(os.Open(os.DevNull))
+	file := testkit.Must[*os.File](t)(os.Open(os.DevNull))
 	defer file.Close()
 	if _, err := token.Terminal(t.Context(), file, &prompt)(); fault.Of(err) != fault.Invalid {
 		t.Errorf("not a terminal: %v", err)
@@ -434,12 +426,12 @@ func TestTerminal(t *testing.T) {
 func TestModule(t *testing.T) {
 	softhsm(t, "release")
 	make1(t, func(m maker) { m.ec("boot", "1", p256) })
-	k := must[*token.Token](t)(token.Open(module, "release", pin(userPIN)))
+	k := testkit.Must[*token.Token](t)(token.Open(module, "release", pin(userPIN)))
 	defer k.Close()
 	if _, err := token.Open(module, "release", pin(userPIN)); err == nil {
 		t.Error("opened twice")
 	}
-	signer := must[*token.Key](t)(k.Key("boot"))
+	signer := testkit.Must[*token.Key](t)(k.Key("boot"))
 	other := pkcs11.New(module)
 	defer other.Destroy()
 	if err := other.Finalize(); err != nil {

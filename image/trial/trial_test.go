@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"lethe/internal/testkit"
+
 	"lethe/fault"
 	"lethe/image/pe"
 	"lethe/image/release"
@@ -21,21 +23,11 @@ const (
 	blank = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 // made writes an image around a boot image, with its manifest, and returns the ISO's path.
 func made(t testing.TB) string {
 	t.Helper()
-	boot := must[[]byte](t)(pe.Reserve(must[[]byte](t)(os.ReadFile(stub)), 4096))
-	table := must[*pe.Image](t)(pe.Parse(boot)).Table()
+	boot := testkit.Must[[]byte](t)(pe.Reserve(testkit.Must[[]byte](t)(os.ReadFile(stub)), 4096))
+	table := testkit.Must[*pe.Image](t)(pe.Parse(boot)).Table()
 	iso := append(bytes.Repeat([]byte{1}, 512), boot...)
 	iso = append(iso, bytes.Repeat([]byte{2}, 512)...)
 	i := release.Image{
@@ -51,7 +43,7 @@ func made(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := must[[]byte](t)(json.Marshal(map[string]any{"sha256": whole, "image": i, "name": "more that is not read"}))
+	text := testkit.Must[[]byte](t)(json.Marshal(map[string]any{"sha256": whole, "image": i, "name": "more that is not read"}))
 	path := filepath.Join(t.TempDir(), "x.iso")
 	for name, b := range map[string][]byte{path: iso, strings.TrimSuffix(path, ".iso") + ".manifest.json": text} {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
@@ -63,23 +55,23 @@ func made(t testing.TB) string {
 
 func TestSign(t *testing.T) {
 	path := made(t)
-	i := must[*trial.Image](t)(trial.Open(path))
-	k := must[*trial.Keys](t)(trial.NewKeys(must[[]byte](t)(os.ReadFile(blank))))
+	i := testkit.Must[*trial.Image](t)(trial.Open(path))
+	k := testkit.Must[*trial.Keys](t)(trial.NewKeys(testkit.Must[[]byte](t)(os.ReadFile(blank))))
 	to := filepath.Join(t.TempDir(), "signed.iso")
 	if err := k.Sign(i, to); err != nil {
 		t.Fatal(err)
 	}
-	before, after := must[[]byte](t)(os.ReadFile(path)), must[[]byte](t)(os.ReadFile(to))
+	before, after := testkit.Must[[]byte](t)(os.ReadFile(path)), testkit.Must[[]byte](t)(os.ReadFile(to))
 	boot := after[512 : len(after)-512]
 	if got, err := pe.Verify(boot, []*x509.Certificate{k.DB.Certificate}); err != nil || !got.Equal(k.DB.Certificate) {
 		t.Errorf("the copy is signed by %v, %v", got, err)
 	}
-	copy(boot, must[[]byte](t)(pe.Strip(boot)))
+	copy(boot, testkit.Must[[]byte](t)(pe.Strip(boot)))
 	if !bytes.Equal(before, after) {
 		t.Error("more than the signature differs")
 	}
 	enrolled := 0
-	for _, v := range must[[]secureboot.Stored](t)(secureboot.ReadStore(k.Variables)) {
+	for _, v := range testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(k.Variables)) {
 		if v.Name == "db" && bytes.Contains(v.Data, k.DB.Certificate.Raw) {
 			enrolled++
 		}
@@ -91,7 +83,7 @@ func TestSign(t *testing.T) {
 	if len(values) != 3 || values[4] != (release.Digest{4}) || values[11] != (release.Digest{11}) || values[7] == (release.Digest{}) {
 		t.Errorf("registers %v", values)
 	}
-	other := must[*trial.Keys](t)(trial.NewKeys(must[[]byte](t)(os.ReadFile(blank))))
+	other := testkit.Must[*trial.Keys](t)(trial.NewKeys(testkit.Must[[]byte](t)(os.ReadFile(blank))))
 	if other.PCRs(i)[7] == values[7] || bytes.Equal(other.Variables, k.Variables) {
 		t.Error("another try has the same keys")
 	}
@@ -102,9 +94,9 @@ func TestSign(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	path := made(t)
-	i := must[*trial.Image](t)(trial.Open(path))
-	k := must[*trial.Keys](t)(trial.NewKeys(must[[]byte](t)(os.ReadFile(blank))))
-	b := must[[]byte](t)(os.ReadFile(path))
+	i := testkit.Must[*trial.Image](t)(trial.Open(path))
+	k := testkit.Must[*trial.Keys](t)(trial.NewKeys(testkit.Must[[]byte](t)(os.ReadFile(blank))))
+	b := testkit.Must[[]byte](t)(os.ReadFile(path))
 	b[100] ^= 1
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/image"
 	"lethe/image/cms"
 	"lethe/image/deb"
@@ -24,16 +26,6 @@ import (
 	"lethe/image/store"
 	"lethe/image/tree"
 )
-
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
 
 // inputs returns files of packages that the lock names, in its own versions. The store
 // is filled when it lacks them.
@@ -165,7 +157,7 @@ func unified(ctx context.Context, stub, kernel []byte) ([]byte, error) {
 
 func shared(t testing.TB) *world {
 	t.Helper()
-	return must[*world](t)(made())
+	return testkit.Must[*world](t)(made())
 }
 
 // medium writes an ISO that is a CD and a disk at once, with one boot image.

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"lethe/internal/testkit"
+
 	"lethe/image/pcr"
 	"lethe/image/pe"
 	"lethe/image/secureboot"
@@ -48,7 +50,7 @@ func start(t testing.TB, o vm.Options) *vm.Machine {
 
 func waitFor(t testing.TB, m *vm.Machine, words ...string) string {
 	t.Helper()
-	return must[string](t)(m.Console().WaitFor(deadline(t), words...))
+	return testkit.Must[string](t)(m.Console().WaitFor(deadline(t), words...))
 }
 
 func ends(t testing.TB, m *vm.Machine, want vm.End) {
@@ -90,12 +92,12 @@ func booted(t testing.TB, m *vm.Machine) (f facts) {
 // foretold returns what image/pcr says of an image under the world's keys.
 func (w *world) foretold(t testing.TB, image []byte) map[int][]pcr.Event {
 	t.Helper()
-	images := must[[][32]byte](t)(pcr.BootImages(image))
+	images := testkit.Must[[][32]byte](t)(pcr.BootImages(image))
 	lists := func(e []secureboot.Entry) []byte { return secureboot.Lists(e) }
 	return map[int][]pcr.Event{
 		4:  pcr.BootEvents(images...),
 		7:  pcr.KeyEvents(pcr.Variables{PK: lists(w.keys.PK), KEK: lists(w.keys.KEK), DB: lists(w.keys.DB)}, w.keys.DB[0].Bytes()),
-		11: must[[]pcr.Event](t)(pcr.UnifiedEvents(image)),
+		11: testkit.Must[[]pcr.Event](t)(pcr.UnifiedEvents(image)),
 	}
 }
 
@@ -103,8 +105,8 @@ func (w *world) foretold(t testing.TB, image []byte) map[int][]pcr.Event {
 // order, and the registers to hold what follows from all measurements.
 func compare(t testing.TB, m *vm.Machine, want map[int][]pcr.Event) {
 	t.Helper()
-	measured := must[[]vm.Measurement](t)(m.Measured())
-	values := must[[vm.PCRs][32]byte](t)(m.PCRs())
+	measured := testkit.Must[[]vm.Measurement](t)(m.Measured())
+	values := testkit.Must[[vm.PCRs][32]byte](t)(m.PCRs())
 	if values != vm.Replay(measured) {
 		t.Error("the measurements that were seen do not explain the registers")
 	}
@@ -133,7 +135,7 @@ func compare(t testing.TB, m *vm.Machine, want map[int][]pcr.Event) {
 func TestBoot(t *testing.T) {
 	w := shared(t)
 	iso := medium(t, w.signed)
-	before := must[[]byte](t)(os.ReadFile(iso))
+	before := testkit.Must[[]byte](t)(os.ReadFile(iso))
 	foretold := w.foretold(t, w.unsigned)
 	for _, c := range []vm.Options{{Slot: vm.CD}, {Slot: vm.Disk, CPUs: 2, Memory: 2048}, {Slot: vm.USB, CPUs: 2, Once: true}} {
 		t.Run(string(c.Slot), func(t *testing.T) {
@@ -149,7 +151,7 @@ func TestBoot(t *testing.T) {
 			if f.CPUs != max(c.CPUs, 1) || f.MemoryMB < max(c.Memory, 1024)*4/5 || f.Events == 0 {
 				t.Errorf("the guest has %+v", f)
 			}
-			values := must[[vm.PCRs][32]byte](t)(m.PCRs())
+			values := testkit.Must[[vm.PCRs][32]byte](t)(m.PCRs())
 			for n, text := range f.PCRs {
 				if text != hex.EncodeToString(values[n][:]) {
 					t.Errorf("PCR %d: the guest reads %s, its TPM holds %x", n, text, values[n])
@@ -163,12 +165,12 @@ func TestBoot(t *testing.T) {
 				tell(t, m, "off")
 				ends(t, m, vm.PoweredOff)
 			}
-			if after := must[[vm.PCRs][32]byte](t)(m.PCRs()); after != values {
+			if after := testkit.Must[[vm.PCRs][32]byte](t)(m.PCRs()); after != values {
 				t.Error("the registers are others once the run has ended")
 			}
 		})
 	}
-	if !bytes.Equal(must[[]byte](t)(os.ReadFile(iso)), before) {
+	if !bytes.Equal(testkit.Must[[]byte](t)(os.ReadFile(iso)), before) {
 		t.Error("the medium has changed")
 	}
 }
@@ -179,7 +181,7 @@ func TestRefused(t *testing.T) {
 	flipped := bytes.Clone(w.signed)
 	flipped[len(flipped)/2] ^= 1
 	for name, image := range map[string][]byte{
-		"not signed": w.unsigned, "one bit flipped": flipped, "signed by another key": must[[]byte](t)(pe.Sign(w.unsigned, w.other)),
+		"not signed": w.unsigned, "one bit flipped": flipped, "signed by another key": testkit.Must[[]byte](t)(pe.Sign(w.unsigned, w.other)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()
@@ -188,7 +190,7 @@ func TestRefused(t *testing.T) {
 				t.Errorf("the machine says %q", said)
 			}
 			t.Logf("refused after %.1f s", time.Since(began).Seconds())
-			for _, e := range must[[]vm.Measurement](t)(m.Measured()) {
+			for _, e := range testkit.Must[[]vm.Measurement](t)(m.Measured()) {
 				if e.PCR == 11 {
 					t.Error("the stub has run")
 				}
@@ -288,7 +290,7 @@ func TestLife(t *testing.T) {
 	if output.String() != m.Console().Text() {
 		t.Error("the output is not what the console shows")
 	}
-	if !bytes.Equal(must[[]byte](t)(os.ReadFile(disk)), pattern) {
+	if !bytes.Equal(testkit.Must[[]byte](t)(os.ReadFile(disk)), pattern) {
 		t.Error("the disk has changed")
 	}
 }
@@ -339,18 +341,18 @@ func children(t testing.TB, test string) (pids []int) {
 	t.Helper()
 	c := exec.CommandContext(deadline(t), os.Args[0], "-test.run=^"+test+"$")
 	c.Env = append(os.Environ(), "LETHE_TEST_DIES=1")
-	out := must[io.ReadCloser](t)(c.StdoutPipe())
+	out := testkit.Must[io.ReadCloser](t)(c.StdoutPipe())
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "started\n" {
 		t.Errorf("the process says %q, %v", line, err)
 	}
-	lists := must[[]string](t)(filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", c.Process.Pid)))
+	lists := testkit.Must[[]string](t)(filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", c.Process.Pid)))
 	for _, l := range lists {
 		b, _ := os.ReadFile(l) // a thread may have ended
 		for _, text := range strings.Fields(string(b)) {
-			pids = append(pids, must[int](t)(strconv.Atoi(text)))
+			pids = append(pids, testkit.Must[int](t)(strconv.Atoi(text)))
 		}
 	}
 	if err := c.Process.Kill(); err != nil {

@@ -177,3 +177,14 @@ func StandIn(tb testing.TB, path, lines, environment string) {
 	}
 	Install(tb, path, fmt.Sprintf("#!/bin/sh\n%s\n%s exec %s\n", lines, environment, self))
 }
+
+// Must returns what a call gave, or ends the test with its error: Must[[]byte](t)(os.ReadFile(path)).
+func Must[T any](t testing.TB) func(v T, err error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -232,6 +233,16 @@ func TestStandIn(t *testing.T) {
 		t.Errorf("the lines did not run: %v", err)
 	}
 	if got := fails(t, func(tb testing.TB) { testkit.StandIn(tb, "/nonexistent/x", "", "") }); !strings.HasPrefix(got, "install -m 755 ") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestMust(t *testing.T) {
+	if got := testkit.Must[int](t)(strconv.Atoi("7")); got != 7 {
+		t.Errorf("got %d", got)
+	}
+	got := fails(t, func(tb testing.TB) { testkit.Must[int](tb)(strconv.Atoi("x")) })
+	if !strings.Contains(got, `parsing "x"`) {
 		t.Errorf("got %q", got)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -23,10 +22,13 @@ import (
 	"strings"
 	"testing"
 
+	"lethe/internal/testkit"
+
 	"github.com/miekg/pkcs11"
 	"github.com/spf13/cobra"
 
 	"lethe/fault"
+	"lethe/image/medium/mediumtest"
 	"lethe/image/pe"
 	"lethe/image/release"
 	"lethe/image/release/cli"
@@ -37,16 +39,6 @@ const (
 	userPIN = "12345678"
 	module  = "/usr/lib/softhsm/libsofthsm2.so"
 )
-
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
 
 // desk is what signers have before them: a token, two statements, an image.
 type desk struct {
@@ -75,7 +67,7 @@ func (d desk) run(pins string, args ...string) (string, error) {
 		_, _ = w.WriteString(pins)
 		_ = w.Close()
 		// The command owns the descriptor that it is given.
-		args = append(args, "--module", module, "--pin-fd", strconv.Itoa(must[int](d.t)(dup(r))))
+		args = append(args, "--module", module, "--pin-fd", strconv.Itoa(testkit.Must[int](d.t)(dup(r))))
 	}
 	root := &cobra.Command{Use: "lethe-image", SilenceErrors: true, SilenceUsage: true}
 	root.AddCommand(cli.Commands()...)
@@ -92,7 +84,7 @@ func block(kind string, b []byte) string {
 }
 
 func public(t *testing.T, k crypto.Signer) string {
-	return block("PUBLIC KEY", must[[]byte](t)(x509.MarshalPKIXPublicKey(k.Public())))
+	return block("PUBLIC KEY", testkit.Must[[]byte](t)(x509.MarshalPKIXPublicKey(k.Public())))
 }
 
 // token makes a SoftHSM with these keys, each with a certificate under the same label.
@@ -112,9 +104,9 @@ func (d desk) token(keys map[string]crypto.Signer) map[string]*x509.Certificate 
 	n := 10
 	for label, k := range keys {
 		n++
-		d.write(label+".pem", []byte(block("PRIVATE KEY", must[[]byte](t)(x509.MarshalPKCS8PrivateKey(k)))))
+		d.write(label+".pem", []byte(block("PRIVATE KEY", testkit.Must[[]byte](t)(x509.MarshalPKCS8PrivateKey(k)))))
 		util("--import", d.path(label+".pem"), "--token", "release", "--label", label, "--id", strconv.Itoa(n), "--pin", userPIN)
-		certificates[label] = must[*x509.Certificate](t)(secureboot.Certificate("Lethe "+label, k))
+		certificates[label] = testkit.Must[*x509.Certificate](t)(secureboot.Certificate("Lethe "+label, k))
 	}
 	c := pkcs11.New(module)
 	defer c.Destroy()
@@ -122,7 +114,7 @@ func (d desk) token(keys map[string]crypto.Signer) map[string]*x509.Certificate 
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Finalize() }()
-	s := must[pkcs11.SessionHandle](t)(c.OpenSession(must[[]uint](t)(c.GetSlotList(true))[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))
+	s := testkit.Must[pkcs11.SessionHandle](t)(c.OpenSession(testkit.Must[[]uint](t)(c.GetSlotList(true))[0], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))
 	if err := c.Login(s, pkcs11.CKU_USER, userPIN); err != nil {
 		t.Fatal(err)
 	}
@@ -138,16 +130,7 @@ func (d desk) token(keys map[string]crypto.Signer) map[string]*x509.Certificate 
 
 // bootable returns the smallest PE32+ image with space for a signature.
 func bootable(t *testing.T) []byte {
-	b := make([]byte, 0x400)
-	le := binary.LittleEndian
-	copy(b, "MZ")
-	le.PutUint32(b[0x3c:], 64)
-	copy(b[64:], "PE\x00\x00\x64\x86")
-	le.PutUint16(b[64+20:], 240)
-	le.PutUint16(b[88:], 0x20b)
-	le.PutUint32(b[88+60:], 0x200)
-	le.PutUint32(b[88+108:], 16)
-	return must[[]byte](t)(pe.Reserve(b, 3000))
+	return testkit.Must[[]byte](t)(pe.Reserve(mediumtest.PE(nil), 3000))
 }
 
 func newDesk(t *testing.T) desk {
@@ -158,17 +141,17 @@ func newDesk(t *testing.T) desk {
 		_, k, _ := ed25519.GenerateKey(rand.Reader)
 		builders, texts = append(builders, k), append(texts, public(t, k))
 	}
-	boot := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	boot := testkit.Must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
 	ec := func() *ecdsa.PrivateKey {
-		return must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+		return testkit.Must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	}
 	releaser := ec()
 	certificates := d.token(map[string]crypto.Signer{"boot": boot, "release": releaser, "PK": ec(), "KEK": ec(), "other": ec()})
-	d.write("trust.json", must[[]byte](t)(json.Marshal(map[string]any{"builders": texts, "threshold": 2, "release": []string{public(t, releaser)},
+	d.write("trust.json", testkit.Must[[]byte](t)(json.Marshal(map[string]any{"builders": texts, "threshold": 2, "release": []string{public(t, releaser)},
 		"release_threshold": 1, "boot": []string{block("CERTIFICATE", certificates["boot"].Raw)}, "floor": 1})))
 	image := bootable(t)
 	iso := append(image, []byte("root file system")...)
-	table := must[*pe.Image](t)(pe.Parse(image)).Table()
+	table := testkit.Must[*pe.Image](t)(pe.Parse(image)).Table()
 	description := release.Image{Flavour: "vm", Size: int64(len(iso)), BootLength: int64(len(image)), Parts: []release.Part{}, PCRs: []release.PCR{},
 		Regions: []release.Region{{Name: "boot", Length: int64(table.Offset)},
 			{Name: "boot.signatures", Offset: int64(table.Offset), Length: int64(table.Length), Signature: true},
@@ -181,9 +164,9 @@ func newDesk(t *testing.T) desk {
 	for i, k := range builders {
 		s := release.NewStatement("builder", release.Parameters{Version: 3, Commit: strings.Repeat("a", 40), Epoch: 1}, []release.Input{},
 			[]release.Subject{{Name: "lethe-3-vm.iso", Digest: release.DigestSet{SHA256: &digest}, Annotations: description}})
-		d.write("statement-"+strconv.Itoa(i), must[[]byte](t)(release.SignStatement(s, k)))
+		d.write("statement-"+strconv.Itoa(i), testkit.Must[[]byte](t)(release.SignStatement(s, k)))
 		s.Predicate.Definition.External.Epoch = 2
-		d.write("different-"+strconv.Itoa(i), must[[]byte](t)(release.SignStatement(s, k)))
+		d.write("different-"+strconv.Itoa(i), testkit.Must[[]byte](t)(release.SignStatement(s, k)))
 	}
 	if err := errors.Join(os.Mkdir(d.path("out"), 0o700), os.Mkdir(d.path("keys"), 0o700)); err != nil {
 		t.Fatal(err)
@@ -203,7 +186,7 @@ func TestRelease(t *testing.T) {
 	if out, err := d.run(pin, "keys", "--out", d.path("keys"), "--enrol", "/usr/share/OVMF/OVMF_VARS_4M.fd", "--store", d.path("vars.fd")); err != nil {
 		t.Fatalf("keys: %v\n%s", err, out)
 	}
-	stored := must[[]secureboot.Stored](t)(secureboot.ReadStore(must[[]byte](t)(os.ReadFile(d.path("vars.fd")))))
+	stored := testkit.Must[[]secureboot.Stored](t)(secureboot.ReadStore(testkit.Must[[]byte](t)(os.ReadFile(d.path("vars.fd")))))
 	if len(stored) < 5 {
 		t.Errorf("%d variables", len(stored))
 	}
@@ -214,7 +197,7 @@ func TestRelease(t *testing.T) {
 		t.Fatalf("sign: %v\n%s", err, out)
 	}
 	manifest, iso := d.path("out/release.json"), d.path("out/lethe-3-vm.iso")
-	m := must[release.Manifest](t)(release.ReadManifest(must[[]byte](t)(os.ReadFile(manifest))))
+	m := testkit.Must[release.Manifest](t)(release.ReadManifest(testkit.Must[[]byte](t)(os.ReadFile(manifest))))
 	if m.Floor != 2 || len(m.Images) != 1 || len(m.Images[0].PCRs) != 1 || m.Images[0].PCRs[0].Index != 7 {
 		t.Errorf("%+v", m)
 	}
@@ -295,7 +278,7 @@ func (d desk) otherKeys() string {
 	if err := os.Mkdir(d.path("other"), 0o700); err != nil {
 		d.t.Fatal(err)
 	}
-	kek := must[[]byte](d.t)(os.ReadFile(d.path("keys/KEK.esl")))
+	kek := testkit.Must[[]byte](d.t)(os.ReadFile(d.path("keys/KEK.esl")))
 	for _, name := range []string{"PK", "KEK", "db"} {
 		d.write("other/"+name+".esl", kek)
 	}
