@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,11 +199,12 @@ func BenchmarkThroughput(b *testing.B) {
 	})
 }
 
-// closeOnInterrupt removes labs when a person has seen enough.
-func closeOnInterrupt(b *testing.B, labs ...*lab.Lab) {
+// closeOnInterrupt removes labs when a person has seen enough, until it is told to leave them.
+func closeOnInterrupt(b *testing.B, labs ...*lab.Lab) (leave func()) {
 	stop, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(stop, os.Interrupt, unix.SIGTERM)
-	b.Cleanup(func() { signal.Stop(stop); close(done) })
+	leave = sync.OnceFunc(func() { signal.Stop(stop); close(done) })
+	b.Cleanup(leave)
 	go func() {
 		select {
 		case <-done:
@@ -215,42 +217,60 @@ func closeOnInterrupt(b *testing.B, labs ...*lab.Lab) {
 			os.Exit(130)
 		}
 	}()
+	return leave
 }
 
-// startBare starts OpenVPN on the server and on the customer of a bare lab.
-func startBare(b *testing.B, l *lab.Lab) {
+// bareConfigs returns configurations of bare OpenVPN, that of its customer for an address of the
+// server.
+func bareConfigs(b *testing.B) (server string, customer func(netip.Addr) string) {
 	b.Helper()
-	ctx := deadline(b)
-	server, customer := l.Server(0), l.Customer(0)
 	ca, err := pki.NewAuthority("bare CA")
 	if err != nil {
 		b.Fatal(err)
 	}
 	key := pki.NewTLSCrypt()
-	for _, m := range []struct {
-		*lab.Machine
-		use  x509.ExtKeyUsage
-		text string
-	}{
-		{server, x509.ExtKeyUsageServerAuth, "port 1194\nproto udp\ntopology subnet\nserver 10.8.0.0 255.255.0.0\ndh none\nkeepalive 10 60\n" +
-			"push \"redirect-gateway def1\"\npersist-tun\n"},
-		{customer, x509.ExtKeyUsageClientAuth, "client\nproto udp\nnobind\npersist-tun\nremote-cert-tls server\nremote " + server.Addresses[0].V4.String() + " 1194\n"},
-	} {
-		pair, err := ca.Issue(m.Name, m.use, []string{m.Name})
-		text := m.text + "dev tun\ntun-mtu 1500\nverb 1\ntls-version-min 1.3\ndata-ciphers AES-256-GCM\n" +
-			fmt.Sprintf("<ca>\n%s</ca>\n<cert>\n%s</cert>\n<key>\n%s</key>\n<tls-crypt>\n%s</tls-crypt>\n", ca.PEM, pair.Certificate, pair.Key, key)
-		path := m.Data("openvpn.conf")
-		err = errors.Join(err, os.WriteFile(path, []byte(text), 0o600))
-		if err == nil {
-			err = l.Start(ctx, lab.Unit{Name: "openvpn-" + m.Name, Machine: m.Machine, Args: []string{"openvpn", "--config", path}})
-		}
+	common := func(name string, use x509.ExtKeyUsage) string {
+		pair, err := ca.Issue(name, use, []string{name})
 		if err != nil {
 			b.Fatal(err)
 		}
+		return "dev tun\ntun-mtu 1500\nverb 1\ntls-version-min 1.3\ndata-ciphers AES-256-GCM\n" +
+			fmt.Sprintf("<ca>\n%s</ca>\n<cert>\n%s</cert>\n<key>\n%s</key>\n<tls-crypt>\n%s</tls-crypt>\n", ca.PEM, pair.Certificate, pair.Key, key)
 	}
-	nft := server.Command(ctx, "nft", "-f", "-")
-	nft.Stdin = strings.NewReader("table ip nat { chain postrouting { type nat hook postrouting priority srcnat; oifname \"" + lab.Uplink + "\" masquerade; }; }\n")
+	client := common("customer", x509.ExtKeyUsageClientAuth)
+	return "port 1194\nproto udp\ntopology subnet\nserver 10.8.0.0 255.255.0.0\ndh none\nkeepalive 10 60\n" +
+			"push \"redirect-gateway def1\"\npersist-tun\n" + common("server", x509.ExtKeyUsageServerAuth),
+		func(at netip.Addr) string {
+			return "client\nproto udp\nnobind\npersist-tun\nremote-cert-tls server\nremote " + at.String() + " 1194\n" + client
+		}
+}
+
+// masquerade is the NAT of a bare server.
+const masquerade = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; oifname \"%s\" masquerade; }; }\n"
+
+// startBare starts OpenVPN on the server and on the customer of a bare lab.
+func startBare(b *testing.B, l *lab.Lab) {
+	b.Helper()
+	server, customer := l.Server(0), l.Customer(0)
+	serves, dials := bareConfigs(b)
+	runOpenVPN(b, l, server, serves)
+	runOpenVPN(b, l, customer, dials(server.Addresses[0].V4))
+	nft := server.Command(deadline(b), "nft", "-f", "-")
+	nft.Stdin = strings.NewReader(fmt.Sprintf(masquerade, lab.Uplink))
 	if _, err := nft.Output(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// runOpenVPN starts OpenVPN on a machine.
+func runOpenVPN(b *testing.B, l *lab.Lab, m *lab.Machine, config string) {
+	b.Helper()
+	path := m.Data("openvpn.conf")
+	err := os.WriteFile(path, []byte(config), 0o600)
+	if err == nil {
+		err = l.Start(deadline(b), lab.Unit{Name: "openvpn-" + m.Name, Machine: m, Args: []string{"openvpn", "--config", path}})
+	}
+	if err != nil {
 		b.Fatal(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,8 @@ import (
 //
 // Clocks can be set for one process tree by no namespace (time_namespaces(7) leave the real-time clock
 // alone), and static programs ignore a preloaded library. So every process below is traced (ptrace(2)): the
-// vDSO is hidden from it, so that it asks the kernel for the time; the kernel's answer is changed;
-// and what it is told of a directory comes in the reverse order.
+// vDSO is hidden from it, so that it asks the kernel for the time; the tracer answers in the kernel's
+// place; and what the kernel tells of a directory comes in the reverse order.
 const elsewhere = "lethe-elsewhere"
 
 // Offsets and numbers of x86-64.
@@ -124,7 +125,7 @@ const nobody = 65534
 type tracer struct {
 	first int
 	ahead int64
-	at    map[int]*unix.PtraceRegs // the call that a process is in, when its end matters
+	at    map[int]*unix.PtraceRegs // the reading of a directory that a process is in
 	known map[int]bool
 	// How often something was changed.
 	times, lists int
@@ -179,15 +180,18 @@ func (t *tracer) stopped(pid int, status unix.WaitStatus) {
 		signal = 0
 	case signal == unix.SIGTRAP && status.TrapCause() == traceSeccomp:
 		var regs unix.PtraceRegs
-		if unix.PtraceGetRegs(pid, &regs) == nil {
+		if err := unix.PtraceGetRegs(pid, &regs); err == nil && regs.Orig_rax == nrGetdents {
 			t.at[pid] = &regs
+			_ = unix.PtraceSyscall(pid, 0) // until its end
+			return
+		} else if err == nil {
+			_ = t.tell(pid, &regs)
 		}
-		_ = unix.PtraceSyscall(pid, 0)
-		return
+		signal = 0
 	case signal == unix.SIGTRAP|0x80: // the end of a call
 		if regs := t.at[pid]; regs != nil {
 			delete(t.at, pid)
-			_ = t.change(pid, regs)
+			_ = t.turn(pid, regs)
 		}
 		signal = 0
 	case signal == unix.SIGTRAP && status.TrapCause() > 0:
@@ -220,44 +224,41 @@ func (t *tracer) hide(pid int) error {
 	return nil
 }
 
-// change changes what the kernel has answered.
-func (t *tracer) change(pid int, before *unix.PtraceRegs) error {
-	var now unix.PtraceRegs
-	if err := unix.PtraceGetRegs(pid, &now); err != nil {
-		return err
-	}
-	result := int64(now.Rax)
-	if result < 0 {
-		return nil
-	}
-	at := uintptr(before.Rdi)
-	switch before.Orig_rax {
-	case nrGetdents:
-		if result == 0 {
-			return nil
-		}
-		t.lists++
-		return reverse(pid, uintptr(before.Rsi), int(result))
+// tell answers a process that asks for the time of day, and has the kernel do nothing (seccomp(2),
+// SECCOMP_RET_TRACE). An address that cannot be written to is left to the kernel to refuse.
+func (t *tracer) tell(pid int, regs *unix.PtraceRegs) error {
+	now := time.Now().Add(time.Duration(t.ahead) * time.Second)
+	at, fraction := uintptr(regs.Rdi), uint64(now.Nanosecond())
+	answer := binary.LittleEndian.AppendUint64(nil, uint64(now.Unix()))
+	regs.Rax = 0
+	switch regs.Orig_rax {
 	case nrTime:
-		now.Rax += uint64(t.ahead)
-		t.times++
-		if err := unix.PtraceSetRegs(pid, &now); err != nil || at == 0 {
+		regs.Rax = uint64(now.Unix())
+	case nrGettimeofday:
+		answer = binary.LittleEndian.AppendUint64(answer, fraction/1000)
+	case nrClockGettime:
+		at, answer = uintptr(regs.Rsi), binary.LittleEndian.AppendUint64(answer, fraction)
+	}
+	if at != 0 {
+		local := []unix.Iovec{{Base: &answer[0], Len: uint64(len(answer))}}
+		n, err := unix.ProcessVMWritev(pid, local, []unix.RemoteIovec{{Base: at, Len: len(answer)}}, 0)
+		if err != nil || n != len(answer) {
 			return err
 		}
-	case nrClockGettime:
-		at = uintptr(before.Rsi)
-	}
-	if at == 0 {
-		return nil
 	}
 	t.times++
-	var b [8]byte
-	if _, err := unix.PtracePeekData(pid, at, b[:]); err != nil {
+	regs.Orig_rax = ^uint64(0)
+	return unix.PtraceSetRegs(pid, regs)
+}
+
+// turn turns a list round that the kernel has just given.
+func (t *tracer) turn(pid int, before *unix.PtraceRegs) error {
+	var now unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &now); err != nil || int64(now.Rax) <= 0 {
 		return err
 	}
-	seconds := binary.LittleEndian.Uint64(b[:]) + uint64(t.ahead)
-	_, err := unix.PtracePokeData(pid, at, binary.LittleEndian.AppendUint64(nil, seconds))
-	return err
+	t.lists++
+	return reverse(pid, uintptr(before.Rsi), int(now.Rax))
 }
 
 // reverse turns the entries of a directory round (getdents(2)).
