@@ -33,6 +33,12 @@ const (
 	started    fate = "starts" // the root file system was verified, systemd comes next
 )
 
+// What lethe-init says in the end.
+const (
+	stop     = "lethe: stop"
+	verified = "lethe: root verified"
+)
+
 // silence is how long a damaged image may do nothing visible. Refusals take seconds.
 const silence = 4 * time.Minute
 
@@ -45,7 +51,6 @@ func try(ctx context.Context, iso string, slot vm.Slot, keys *once.Keys) (o fate
 		return "", err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	const stop, verified = "lethe: stop", "lethe: root verified"
 	said, err := m.Console().WaitFor(limited, vm.Refused, vm.Nothing, vm.Shell, stop, verified)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:

@@ -27,7 +27,7 @@ const (
 	LogFile      = ".log"
 )
 
-// ISO returns the path of the ISO of a flavour, "vm" or "vm-lab". It must not be written to.
+// ISO returns the path of the ISO of a flavour: "vm", "vm-lab" or "hardware". It must not be written to.
 func ISO(t testing.TB, flavour string) string { return File(t, flavour, ISOFile) }
 
 // File returns the path of what ends so and belongs to the image of a flavour.
