@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,11 +10,22 @@ import (
 	"testing"
 	"time"
 
+	"lethe/image/imagetest"
 	"lethe/lab"
 )
 
 // TestUp is what `make up` and `make down` do, with the program that they run.
 func TestUp(t *testing.T) {
+	up(t, nil, "✓ VPN server nl-ams-1 in Amsterdam", "✓ VPN server us-nyc-1 in New York")
+}
+
+// TestUpImage is what `make image` does once the image is built.
+func TestUpImage(t *testing.T) {
+	up(t, []string{"--image", imagetest.ISO(t, "vm-lab")}, "✓ "+lab.GuestStep, "✓ VPN server nl-ams-1 in Amsterdam")
+}
+
+// up brings a lab up, whose steps are shown, and down again; between, it is a customer.
+func up(t *testing.T, flags []string, steps ...string) {
 	dir, err := os.MkdirTemp("", "up")
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +33,9 @@ func TestUp(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	prefix := newPrefix()
 	run := func(args ...string) (string, error) {
-		c := exec.CommandContext(deadline(t), filepath.Join(programs, "lethe-lab"), append([]string{"--prefix", prefix, "--dir", filepath.Join(dir, "lab")}, args...)...)
+		ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
+		defer cancel()
+		c := exec.CommandContext(ctx, filepath.Join(programs, "lethe-lab"), append([]string{"--prefix", prefix, "--dir", filepath.Join(dir, "lab")}, args...)...)
 		c.Env = append(os.Environ(), environment(t)...)
 		var out bytes.Buffer
 		c.Stdout, c.Stderr = &out, &out
@@ -34,16 +48,15 @@ func TestUp(t *testing.T) {
 		}
 		noTrace(t, prefix)
 	})
-	out, err := run("up")
+	out, err := run(append([]string{"up"}, flags...)...)
 	if err != nil {
 		logs, _ := run("logs")
 		t.Fatal(err, out, logs, output(filepath.Join(dir, "lab.failed")))
 	}
-	for _, want := range []string{
-		"✓ VPN server nl-ams-1 in Amsterdam", "✓ VPN server us-nyc-1 in New York", "✓ lab is up",
+	for _, want := range append(steps, "✓ lab is up",
 		"customer-1$ lethe connect nl-ams --protocol openvpn", "nl-ams-1, OpenVPN over UDP", "customer-1$ lethe connect nl-ams --protocol ikev2", "nl-ams-1, IKEv2 over UDP", "address: 198.51.100.1", "host: www.river.example",
 		"nl-ams    DE       Elbe Telekom  openvpn-udp", "nl-ams    DE       Elbe Telekom  ikev2 ", "make down",
-	} {
+	) {
 		if !strings.Contains(out, want) {
 			t.Errorf("up does not show %q:\n%s", want, out)
 		}
