@@ -9,6 +9,7 @@ import (
 
 	"lethe/account"
 	"lethe/fault"
+	"lethe/internal/command"
 )
 
 // accountView is the JSON of an account. Passwords and the VPN credential are
@@ -135,7 +136,7 @@ func (p *program) accountCommand() *cobra.Command {
 			return c.Accounts.SetDisabled(ctx, id, disabled)
 		}
 	}
-	return group("account", "Make, show, disable and remove accounts", create, list,
+	return command.Group("account", "Make, show, disable and remove accounts", create, list,
 		p.onAccount("show EMAIL", "Show an account", nothing),
 		p.onAccount("disable EMAIL", "End all logins of an account, to the app and to servers", setDisabled(true)),
 		p.onAccount("enable EMAIL", "Allow a disabled account again", setDisabled(false)),
@@ -178,7 +179,7 @@ func (p *program) licenceCommand() *cobra.Command {
 	disable := p.onAccount("disable EMAIL", "End a licence now", func(ctx context.Context, c *Control, id account.ID) error {
 		return c.Accounts.DisableLicence(ctx, id)
 	})
-	return group("licence", "Make, extend and end licences", made.on(create, "standard", 5), longer.on(extend, "", 0), disable)
+	return command.Group("licence", "Make, extend and end licences", made.on(create, "standard", 5), longer.on(extend, "", 0), disable)
 }
 
 // removed says what is gone.

@@ -3,12 +3,10 @@ package control
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -82,7 +80,7 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case p.started: // no cause in the text, it may hold what it should not
 		e = fault.New(fault.Internal, "an unforeseen failure")
 	default: // cobra speaks of commands and flags
-		e = misuse(used, err)
+		e = command.Misuse(used, err)
 	}
 	fmt.Fprintln(stderr, "error:", e.Text)
 	if e.Hint != "" {
@@ -102,23 +100,12 @@ func (p *program) command() *cobra.Command {
 	c.SetIn(p.stdin)
 	c.SetOut(p.stdout)
 	c.SetErr(p.stderr)
-	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fault.New(fault.Invalid, err.Error()).WithHint("see `" + c.CommandPath() + " --help`")
-	})
+	command.FlagErrors(c)
 	c.PersistentFlags().StringVar(&p.dir, "dir", DefaultDir, "data directory")
 	c.PersistentFlags().BoolVar(&p.json, "json", false, "write JSON")
 	c.AddCommand(p.initCommand(), p.serveCommand(), p.geoipCommand(), p.accountCommand(), p.licenceCommand(), p.locationCommand(), p.serverCommand(),
 		p.usageCommand(), p.slotsCommand(), p.keysCommand(), p.checkCommand())
 	command.StrictHelp(c)
-	return c
-}
-
-// group returns a command that only has subcommands.
-func group(use, short string, sub ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return fault.New(fault.Invalid, c.CommandPath()+" needs a subcommand").WithHint("see `" + c.CommandPath() + " --help`")
-	}}
-	c.AddCommand(sub...)
 	return c
 }
 
@@ -137,22 +124,7 @@ func (p *program) action(use, short string, n int, do func(ctx context.Context, 
 
 // print writes v as JSON, or text for a person.
 func (p *program) print(v any, text func(w io.Writer)) error {
-	var b strings.Builder
-	if p.json {
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		if err := e.Encode(v); err != nil {
-			return err
-		}
-	} else {
-		w := tabwriter.NewWriter(&b, 0, 4, 2, ' ', 0)
-		text(w)
-		_ = w.Flush() // a strings.Builder takes everything
-	}
-	if _, err := io.WriteString(p.stdout, b.String()); err != nil {
-		return fault.Wrap(fault.Unavailable, "the answer cannot be written", err)
-	}
-	return nil
+	return command.Print(p.stdout, p.json, v, text)
 }
 
 // line reads one line of standard input, without its end.

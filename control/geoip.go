@@ -11,6 +11,7 @@ import (
 
 	"lethe/fault"
 	"lethe/geoip"
+	"lethe/internal/command"
 )
 
 func (p *program) geoipCommand() *cobra.Command {
@@ -32,7 +33,7 @@ func (p *program) geoipCommand() *cobra.Command {
 	build.Flags().StringVar(&from, "from", "/usr/share/libloc-location/location.db", "source database")
 	build.Flags().StringVar(&extra, "extra", "", "CSV file with extra networks")
 	build.Flags().StringVarP(&out, "output", "o", "geoip.mmdb", "file to write")
-	return group("geoip", "Prepare the file that tells countries and providers of addresses", build)
+	return command.Group("geoip", "Prepare the file that tells countries and providers of addresses", build)
 }
 
 // buildGeoIP writes beside the target and renames, so that a publisher never

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/term"
 
 	"lethe/fault"
+	"lethe/internal/command"
 )
 
 func (p *program) initCommand() *cobra.Command {
@@ -60,5 +61,5 @@ func (p *program) keysCommand() *cobra.Command {
 			p.json = true
 			return p.print(nodeKeys{Salt: salt[:], Seal: seal[:], TrustRoot: c.Roots[len(c.Roots)-1]}, nil)
 		})
-	return group("keys", "Hand out keys", node)
+	return command.Group("keys", "Hand out keys", node)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lethe/fault"
+	"lethe/internal/command"
 	"lethe/location"
 	"lethe/protocol"
 )
@@ -57,7 +58,7 @@ func (p *program) locationCommand() *cobra.Command {
 			}
 			return p.removed(l.Code)
 		})
-	return group("location", "Add, list and remove locations", add, list, remove)
+	return command.Group("location", "Add, list and remove locations", add, list, remove)
 }
 
 // hinted adds a hint to an error of that kind.
@@ -197,7 +198,7 @@ func (p *program) serverCommand() *cobra.Command {
 		}
 		return p.removed(args[0])
 	})
-	return group("server", "Add, list, enable, disable and remove servers", add, list,
+	return command.Group("server", "Add, list, enable, disable and remove servers", add, list,
 		enable("enable ID", "Let a server take customers", true),
 		enable("disable ID", "Let a server take no new customers", false), remove)
 }

@@ -19,6 +19,7 @@ import (
 
 	"lethe/account"
 	"lethe/fault"
+	"lethe/internal/command"
 	"lethe/private"
 	"lethe/slot"
 	"lethe/slot/memory"
@@ -182,7 +183,7 @@ func (p *program) slotsCommand() *cobra.Command {
 				fmt.Fprintf(w, "connected\t%d\nlimit\t%d\n", held.Count, held.Limit)
 			})
 		})
-	return group("slots", "Show what the connection counter knows: how many, now", show)
+	return command.Group("slots", "Show what the connection counter knows: how many, now", show)
 }
 
 // firstLine returns the first line of a text, without its end.

@@ -9,6 +9,7 @@ import (
 
 	"lethe/day"
 	"lethe/fault"
+	"lethe/internal/command"
 	"lethe/location"
 	"lethe/protocol"
 	"lethe/usage"
@@ -95,7 +96,7 @@ func (p *program) usageCommand() *cobra.Command {
 			return p.print(map[string]int64{"removed": n}, func(w io.Writer) { fmt.Fprintln(w, "removed", n, "rows") })
 		})
 	purge.Flags().IntVar(&days, "older-than", UsageDays, "age in days")
-	return group("usage", "Show and purge the daily usage", show, purge)
+	return command.Group("usage", "Show and purge the daily usage", show, purge)
 }
 
 func viewUsage(email string, records []usage.Record, d location.Directory) usageView {

@@ -1,5 +1,5 @@
 // Package command is what the command lines of all programs have in common beyond cobra: a command that there
-// is not is an error with a hint, also where help was asked for.
+// is not is an error with a hint, also where help was asked for, and so is every other wrong use.
 package command
 
 import (

@@ -3,6 +3,7 @@ package command_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -48,6 +49,83 @@ func TestStrictHelp(t *testing.T) {
 			if !strings.Contains(got, want) || strings.HasPrefix(want, "no ") && got != want {
 				t.Errorf("%s: got %q, want %q", line, got, want)
 			}
+		}
+	}
+}
+
+func TestMisuse(t *testing.T) {
+	for line, want := range map[string]string{
+		"":               "an argument is missing, usage: tool NAME",
+		"--to x":         "an argument is missing, usage: tool NAME",
+		"--to x one":     "",
+		"--to x one two": "too many arguments, usage: tool NAME",
+		"one":            "--to must be given, see `tool --help`",
+		"--to x one all": "too many arguments, usage: tool NAME",
+	} {
+		root := &cobra.Command{Use: "tool NAME", Args: cobra.ExactArgs(1), DisableFlagsInUseLine: true, SilenceErrors: true, SilenceUsage: true, Run: func(*cobra.Command, []string) {}}
+		root.Flags().String("to", "", "")
+		if err := root.MarkFlagRequired("to"); err != nil {
+			t.Fatal(err)
+		}
+		root.SetArgs(strings.Fields(line))
+		got := ""
+		if used, err := root.ExecuteC(); err != nil {
+			e := command.Misuse(used, err)
+			got = e.Text + ", " + e.Hint
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", line, got, want)
+		}
+	}
+	root := &cobra.Command{Use: "tool", SilenceErrors: true, SilenceUsage: true}
+	root.AddCommand(&cobra.Command{Use: "show", Run: func(*cobra.Command, []string) {}})
+	root.SetArgs([]string{"shwo"})
+	used, err := root.ExecuteC()
+	if e := command.Misuse(used, err); e.Hint != "did you mean `tool show`?" {
+		t.Errorf("%s, %s", e.Text, e.Hint)
+	}
+}
+
+// full is a pipe that takes nothing.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, errors.New("full") }
+
+func TestOutput(t *testing.T) {
+	text := func(w io.Writer) { _, _ = io.WriteString(w, "A\tB\nlong\tb\n") }
+	for _, c := range []struct {
+		json bool
+		v    any
+		out  io.Writer
+		want string
+		kind fault.Kind
+	}{
+		{true, map[string]string{"a": "<b>"}, nil, `{"a":"<b>"}` + "\n", 0},
+		{false, nil, nil, "A     B\nlong  b\n", 0},
+		{false, nil, full{}, "", fault.Unavailable},
+		{true, func() {}, nil, "", fault.Internal},
+	} {
+		var b bytes.Buffer
+		out := c.out
+		if out == nil {
+			out = &b
+		}
+		err := command.Print(out, c.json, c.v, text)
+		if b.String() != c.want || (err == nil) != (c.want != "") || err != nil && fault.Of(err) != c.kind {
+			t.Errorf("%q, %v; want %q", b.String(), err, c.want)
+		}
+	}
+	root := &cobra.Command{Use: "tool", SilenceErrors: true, SilenceUsage: true}
+	root.AddCommand(command.Group("show", "Show", &cobra.Command{Use: "one", Run: func(*cobra.Command, []string) {}}))
+	command.FlagErrors(root)
+	for line, want := range map[string]string{
+		"show":           "tool show needs a subcommand, see `tool show --help`",
+		"show one --all": "unknown flag: --all, see `tool show one --help`",
+	} {
+		root.SetArgs(strings.Fields(line))
+		e := new(fault.Error)
+		if err := root.Execute(); !errors.As(err, &e) || e.Text+", "+e.Hint != want {
+			t.Errorf("%s: %v", line, err)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package control
+package command
 
 import (
 	"fmt"
@@ -8,16 +8,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"lethe/fault"
-	"lethe/internal/command"
 )
 
-// misuse returns what is wrong with a command line of c that cobra has refused
+// Misuse returns what is wrong with a command line of c that cobra has refused
 // with err, in the words of the other errors, with the way out as its hint.
-func misuse(c *cobra.Command, err error) *fault.Error {
+func Misuse(c *cobra.Command, err error) *fault.Error {
 	help, usage := "see `"+c.CommandPath()+" --help`", "usage: "+c.UseLine()
 	var name string
 	if _, scanned := fmt.Sscanf(err.Error(), "unknown command %q", &name); scanned == nil && c.HasSubCommands() {
-		return command.Missing(c, name)
+		return Missing(c, name)
 	}
 	lacking, args := missing(c), c.Flags().Args()
 	switch wrong := c.ValidateArgs(args) != nil; {
