@@ -4,6 +4,7 @@
 //
 //	GET /v1/state -> 200, a [State] as JSON
 //
+// On a machine with a TPM an activator attests it, and grants secrets, over the paths of package attest.
 // Everything else is refused with a status and no body. The port stays when the server
 // is active: certificates are renewed over it, and a prober sees the difference. What it says
 // is the same for everybody and never about a customer, and it keeps and logs nothing of who asked.
@@ -90,6 +91,9 @@ type Server struct {
 	log    *event.Logger
 	handed chan *Handed // capacity 1
 
+	renewed  chan *Handed // capacity 1
+	attester http.Handler // nil where nobody can attest the machine
+
 	mu    sync.Mutex
 	state State
 }
@@ -98,13 +102,14 @@ type Server struct {
 type Handed struct {
 	Secrets *secret.Node
 	Kept    *os.File // the same for the next instance of the agent, see [secret.Keep]; the receiver closes it
+	Head    []byte   // of the activator's record, to be kept beside the secrets; nil when nobody attested the machine
 }
 
 // New makes the key and reads what there is to say: release, the os-release(5) file of
 // the system, and sealed, lethe-seal's report. A report that is not there is
 // none; one that cannot be read is an error.
 func New(release, sealed string, log *event.Logger) (*Server, error) {
-	s := &Server{log: log, handed: make(chan *Handed, 1), state: State{Phase: Awaiting, Release: releaseOf(release)}}
+	s := &Server{log: log, handed: make(chan *Handed, 1), renewed: make(chan *Handed, 1), state: State{Phase: Awaiting, Release: releaseOf(release)}}
 	report, err := readSealed(sealed)
 	if err != nil {
 		return nil, err
@@ -186,6 +191,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Date"] = nil // what the server takes for the time is nobody's business
 	switch {
+	case s.attest(w, r):
 	case s.handover(w, r):
 	case r.RequestURI != "/v1/state":
 		w.WriteHeader(http.StatusNotFound)

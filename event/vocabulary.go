@@ -24,11 +24,12 @@ const (
 	IKEv2
 	RADIUS
 	Uplink
+	Activator
 )
 
 var parts = [...]string{
 	"control", "node", "publisher", "node-api", "app-api", "openvpn", "resolver", "firewall",
-	"bundle", "usage", "secrets", "helper", "lab", "store", "ikev2", "radius", "uplink",
+	"bundle", "usage", "secrets", "helper", "lab", "store", "ikev2", "radius", "uplink", "activator",
 }
 
 // String returns the part's name.
