@@ -21,7 +21,7 @@ var edges = map[string][]string{
 	"ledger":     {"location", "usage"},
 	"session":    {"ledger", "location", "usage"},
 	"account":    {},
-	"activation": {"secret"},
+	"activation": {"attest", "attest/device", "secret"},
 	"uplink":     {},
 	// slot counts connected devices. Its stores know neither accounts nor each
 	// other; slottest is the contract that both are tested against.
@@ -81,6 +81,13 @@ var edges = map[string][]string{
 	"image/release/cli": {"image/cms", "image/pcr", "image/release", "image/secureboot", "image/token", "image/compare"},
 	// image/token is the only package that needs cgo; programs take its keys as crypto.Signer.
 	"image/token": {},
+	// attest judges evidence and is pure; its server's side has the TPM, and nothing of the activator's.
+	"attest":            {"attest/eventlog", "dsse", "image/pcr", "image/release"},
+	"attest/eventlog":   {"image/pcr"},
+	"attest/device":     {"attest", "attest/eventlog"},
+	"attest/attesttest": {"attest", "attest/eventlog", "dsse", "image/pcr", "image/release"},
+	// activator keeps inventory, releases and keys; it meets neither accounts nor customers.
+	"activator": {"internal/command", "attest", "attest/eventlog", "dsse", "image/layout", "image/release", "secret"},
 	// image/release signs and verifies what builders made; it makes no image.
 	"image/release": {"dsse", "image/cms", "image/pe"},
 	// image/gpt is for whoever looks at the medium: the first process of the image, and inspect.
@@ -126,7 +133,8 @@ var harness = map[string]bool{"test": true, "lab": true, "lab/pki": true, "inter
 	"boot/boottest/seal":      true,
 	"boot/boottest/manager":   true,
 	"image/medium/mediumtest": true,
-	"image/imagetest":         true}
+	"image/imagetest":         true,
+	"attest/attesttest":       true}
 
 // logger names packages that may import log for libraries that insist on a
 // *log.Logger; package event makes one that drops.
@@ -135,6 +143,7 @@ var logger = map[string]bool{"api": true}
 // reveals counts the calls of private.Value.Reveal by package.
 var reveals = map[string]int{
 	"account":      6,
+	"activator":    4,
 	"api":          4,
 	"api/client":   4,
 	"bundle":       2,
