@@ -1,12 +1,15 @@
 package build_test
 
 import (
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 	"unsafe"
@@ -18,15 +21,14 @@ import (
 // Its arguments are the seconds that the clock is ahead, and the program with its arguments.
 //
 // Clocks can be set for one process tree by no namespace (time_namespaces(7) leave the real-time clock
-// alone), and static programs ignore a preloaded library. So every process below is traced (ptrace(2)): the
-// vDSO is hidden from it, so that it asks the kernel for the time; the tracer answers in the kernel's
-// place; and what the kernel tells of a directory comes in the reverse order.
+// alone), and static programs ignore a preloaded library. So every process below is traced (ptrace(2)): its
+// vDSO gets another clock_gettime, which millions of calls use; to whoever asks the kernel for the time of day the
+// tracer answers in the kernel's place; and what the kernel tells of a directory comes in the reverse order.
 const elsewhere = "lethe-elsewhere"
 
 // Offsets and numbers of x86-64.
 const (
 	atSysinfoEHDR                                      = 33 // getauxval(3)
-	atIgnore                                           = 1
 	nrGettimeofday, nrTime, nrClockGettime, nrGetdents = 96, 201, 228, 217
 	traceSeccomp                                       = 7 // PTRACE_EVENT_SECCOMP
 	optSeccomp                                         = 1 << traceSeccomp
@@ -85,7 +87,11 @@ func runElsewhere(args []string) int {
 	// Whoever is traced waits for this thread; on a busy machine it would wait long. Root may.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
 	t := tracer{first: cmd.Process.Pid, ahead: ahead, at: map[int]*unix.PtraceRegs{}, known: map[int]bool{}}
-	code, err := t.run()
+	code := 1
+	var err error
+	if t.patches, err = patches(int32(ahead)); err == nil {
+		code, err = t.run()
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "elsewhere:", err)
 		return 1
@@ -123,10 +129,11 @@ func otherwise() error {
 const nobody = 65534
 
 type tracer struct {
-	first int
-	ahead int64
-	at    map[int]*unix.PtraceRegs // the reading of a directory that a process is in
-	known map[int]bool
+	first   int
+	ahead   int64
+	patches []patch
+	at      map[int]*unix.PtraceRegs // the reading of a directory that a process is in
+	known   map[int]bool
 	// How often something was changed.
 	times, lists int
 }
@@ -148,7 +155,7 @@ func (t *tracer) run() (code int, err error) {
 				if status.Signaled() {
 					return 128 + int(status.Signal()), nil
 				}
-				fmt.Fprintf(os.Stderr, "elsewhere: %d times and %d lists were changed\n", t.times, t.lists)
+				fmt.Fprintf(os.Stderr, "elsewhere: %d lists were turned round, %d times told\n", t.lists, t.times)
 				return status.ExitStatus(), nil
 			}
 			continue
@@ -158,7 +165,7 @@ func (t *tracer) run() (code int, err error) {
 				if err := unix.PtraceSetOptions(pid, options); err != nil {
 					return 0, err
 				}
-				_ = t.hide(pid)
+				_ = t.replace(pid)
 				_ = unix.PtraceCont(pid, 0)
 				continue
 			}
@@ -176,7 +183,7 @@ func (t *tracer) stopped(pid int, status unix.WaitStatus) {
 	signal := status.StopSignal()
 	switch {
 	case signal == unix.SIGTRAP && status.TrapCause() == unix.PTRACE_EVENT_EXEC:
-		_ = t.hide(pid)
+		_ = t.replace(pid)
 		signal = 0
 	case signal == unix.SIGTRAP && status.TrapCause() == traceSeccomp:
 		var regs unix.PtraceRegs
@@ -200,8 +207,67 @@ func (t *tracer) stopped(pid int, status unix.WaitStatus) {
 	_ = unix.PtraceCont(pid, int(signal))
 }
 
-// hide takes the vDSO's address out of what the kernel tells a new program (vdso(7)).
-func (t *tracer) hide(pid int) error {
+// patch is code that replaces a function of the vDSO (vdso(7)), at an offset from its begin.
+type patch struct {
+	at   uint64
+	code []byte
+}
+
+// patches returns those for a clock that is so many seconds ahead. Every process has the same vDSO, this one too.
+func patches(ahead int32) ([]patch, error) {
+	vectors, err := os.ReadFile("/proc/self/auxv")
+	if err != nil {
+		return nil, err
+	}
+	var base uint64
+	for ; len(vectors) >= 16; vectors = vectors[16:] {
+		if binary.LittleEndian.Uint64(vectors) == atSysinfoEHDR {
+			base = binary.LittleEndian.Uint64(vectors[8:])
+		}
+	}
+	memory, err := os.Open("/proc/self/mem")
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	object, err := elf.NewFile(io.NewSectionReader(memory, int64(base), 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	symbols, err := object.DynamicSymbols()
+	if err != nil {
+		return nil, err
+	}
+	ask := func(nr byte) []byte { return []byte{0xb8, nr, 0, 0, 0, 0x0f, 0x05, 0xc3} } // mov eax, nr; syscall; ret
+	code := map[string][]byte{
+		"__vdso_gettimeofday": ask(nrGettimeofday), "__vdso_time": ask(nrTime),
+		// CLOCK_TAI is CLOCK_REALTIME but for leap seconds, and the filter lets it pass.
+		"__vdso_clock_gettime": slices.Concat([]byte{
+			0x85, 0xff, // test edi, edi: CLOCK_REALTIME?
+			0x75, 0x18, // jne, to the last instructions
+			0xbf, unix.CLOCK_TAI, 0, 0, 0, // mov edi, CLOCK_TAI
+			0xb8, nrClockGettime, 0, 0, 0, 0x0f, 0x05, // mov eax, nr; syscall
+			0x85, 0xc0, // test eax, eax
+			0x75, 0x07, // jne, to ret
+			0x48, 0x81, 0x06}, // add qword [rsi], ahead
+			binary.LittleEndian.AppendUint32(nil, uint32(ahead)),
+			[]byte{0xc3}, // ret
+			ask(nrClockGettime)),
+	}
+	var all []patch
+	for _, s := range symbols {
+		if c := code[s.Name]; c != nil && s.Size >= uint64(len(c)) {
+			all = append(all, patch{s.Value, c})
+		}
+	}
+	if len(all) != len(code) {
+		return nil, fmt.Errorf("the vDSO has %d of %d functions", len(all), len(code))
+	}
+	return all, nil
+}
+
+// replace puts the patches into the vDSO of a new program.
+func (t *tracer) replace(pid int) error {
 	var regs unix.PtraceRegs
 	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
 		return err
@@ -216,9 +282,13 @@ func (t *tracer) hide(pid int) error {
 		at += 8
 	}
 	for at += 8; word(at) != 0; at += 16 { // behind the environment
-		if word(at) == atSysinfoEHDR {
-			_, err := unix.PtracePokeData(pid, uintptr(at), binary.LittleEndian.AppendUint64(nil, atIgnore))
-			return err
+		if word(at) != atSysinfoEHDR {
+			continue
+		}
+		for _, p := range t.patches {
+			if _, err := unix.PtracePokeData(pid, uintptr(word(at+8)+p.at), p.code); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
