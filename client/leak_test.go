@@ -39,7 +39,7 @@ func (r *rig) watchWire() *wire {
 	r.in(r.inet, func() {
 		i0, err := net.InterfaceByName("i0")
 		if err == nil {
-			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(binary.BigEndian.Uint16([]byte{0, unix.ETH_P_ALL})<<8))
+			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0) // with a protocol it would hear every cable until it is bound (packet(7))
 		}
 		if err == nil {
 			err = errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: unix.ETH_P_ALL << 8, Ifindex: i0.Index}),
