@@ -125,7 +125,7 @@ func (w *trial) kills() {
 	w.kill(w.pids(server, "openvpn")...)
 	bobs := time.Now()
 	back("openvpn, UDP", w.lets("nl-ams udp", username, secret))
-	w.until(soon, "bob's app", func() bool { return w.visit(bob) == nil })
+	w.until(4*soon, "bob's app", func() bool { return w.visitWithin(bob, 1) == nil })
 	w.t.Logf("openvpn, TCP: the app has a tunnel again %v later", time.Since(bobs).Round(time.Millisecond))
 	w.person(ada).must("", "connect", "nl-ams", "--protocol", "openvpn", "--transport", "udp")
 	w.alive(ada)
@@ -148,7 +148,7 @@ func (w *trial) lockHolds() {
 	}
 	w.kill(w.pids(c.Machine, "openvpn")...)
 	chatter()
-	w.t.Logf("openvpn client: back after %v", w.until(soon, "ada's tunnel", func() bool { return w.visit(ada) == nil }).Round(time.Millisecond))
+	w.t.Logf("openvpn client: back after %v", w.until(4*soon, "ada's tunnel", func() bool { return w.visitWithin(ada, 1) == nil }).Round(time.Millisecond))
 
 	w.check(w.Kill("helper-"+c.Name, syscall.SIGKILL))
 	began := time.Now()

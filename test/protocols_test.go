@@ -66,7 +66,7 @@ func TestProtocols(t *testing.T) {
 	// What dies comes back, and the lock never opens. The server gives what died up a minute later.
 	c.by("ikev2", "udp", "--protocol", "ikev2")
 	w.kill(c.named("charon-systemd")...)
-	t.Logf("charon: back after %v", w.until(2*soon, "the tunnel", func() bool { return w.visit(ada) == nil }).Round(time.Millisecond))
+	t.Logf("charon: back after %v", w.until(4*soon, "the tunnel", func() bool { return w.visitWithin(ada, 1) == nil }).Round(time.Millisecond))
 	w.check(w.Kill("helper-"+c.Name, syscall.SIGKILL))
 	w.until(soon, "the helper", func() bool {
 		said, code := c.try(nil, "", "status")
