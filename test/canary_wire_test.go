@@ -169,13 +169,14 @@ func (w *wire) search(h *hunt) (hits []canary.Hit) {
 	return merged(hits)
 }
 
-// merged makes one hit of those that differ in their offset only.
+// merged makes one hit of those that differ in their offset only. One that stands in clear is enough for all.
 func merged(hits []canary.Hit) (few []canary.Hit) {
 	at := map[[3]string]int{}
 	for _, h := range hits {
 		k := [3]string{h.Surface, h.Mark, h.Encoding}
 		if i, ok := at[k]; ok {
 			few[i].Count += h.Count
+			few[i].Noise = few[i].Noise && h.Noise
 			continue
 		}
 		at[k] = len(few)
